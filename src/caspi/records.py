@@ -1,0 +1,163 @@
+"""What passes between steps, always through files."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from caspi.config import one_line
+
+
+class ExitCode(IntEnum):
+    """What a step's exit code says; 130 and 143 (interrupted after saving) come from signals."""
+
+    DONE = 0
+    NO = 1
+    """The answer is no: gate closed, machine not ready, criteria missed."""
+    BAD_REQUEST = 2
+    """The request cannot be understood, or a needed file is missing or damaged."""
+    NOT_MEASURED = 3
+    """It could not be measured, or the run failed."""
+
+
+class RunFailed(RuntimeError):
+    """The run failed for a reason the user must know; exit code 3."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Utterance(Record):
+    """One line of a manifest: a stretch of audio and its transcript."""
+
+    id: str = Field(min_length=1)
+    audio_filepath: str
+    """Absolute, or relative to the manifest's folder."""
+    text: str
+    """Transcript, normalised by `speech.text.normalize_transcript`."""
+    offset: float = Field(default=0.0, ge=0)
+    """Seconds from the start of the file."""
+    duration: float = Field(gt=0)
+    """Seconds."""
+    domain: str
+    domain_source: Literal["column", "source", "measured"] = "column"
+    group_id: str | None = None
+    """Recording or speaker."""
+    source: str | None = None
+    """Dataset or file the utterance came from."""
+    prev_text: str | None = None
+    split: str | None = None
+    source_sha256: str = ""
+    """Hash of the bytes of the audio file."""
+    needs_resegmentation: bool = False
+    """Too long for training; kept for the audit and for `clean`."""
+
+
+class Rejected(Record):
+    """One line of quarantine.jsonl: an item that did not become an utterance."""
+
+    id: str
+    source: str
+    reason: str
+    """Upper-case code, for example EMPTY_TRANSCRIPT."""
+    detail: str
+    """What was found and what was expected."""
+
+
+class Prediction(Record):
+    """One line of predictions.jsonl: raw reference and raw hypothesis, normalised only when scored."""
+
+    id: str
+    test_set: str
+    reference: str
+    hypothesis: str
+    domain: str
+    group_id: str | None
+    duration: float
+    finish_reason: Literal["stop", "length", "error"]
+    error: str | None = None
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def read_jsonl(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
+    """Read one record per line.
+
+    Raises:
+        ValueError: the file is missing or a line is not such a record; the message names file, line and problem.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield record.model_validate_json(line)
+                except ValidationError as error:
+                    raise ValueError(f"{path} line {number}: {one_line(error)}") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
+    write_atomically(path, "".join(f"{dump_json(record.model_dump(mode='json'))}\n" for record in records))
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """Read a manifest written by `prepare`; audio paths come back absolute.
+
+    Raises:
+        ValueError: missing, damaged or empty manifest, or an id that occurs twice.
+    """
+    utterances = []
+    seen: set[str] = set()
+    for utterance in read_jsonl(path, Utterance):
+        if utterance.id in seen:
+            raise ValueError(f"{path}: id {utterance.id!r} occurs twice; ids must be unique (run caspi prepare)")
+        seen.add(utterance.id)
+        audio = str((path.parent / utterance.audio_filepath).resolve())
+        utterances.append(utterance.model_copy(update={"audio_filepath": audio}))
+    if not utterances:
+        raise ValueError(f"{path} holds no utterance")
+    return utterances
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every parser reads: UTF-8, sorted keys, and an error rather than NaN."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, indent=indent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, dump_json(value, indent=2) + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write, flush to disk, then rename: a file that exists is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
