@@ -11,10 +11,11 @@ from pathlib import Path
 import tyro
 
 from caspi.config import Recipe, Section, load_recipe
-from caspi.records import ExitCode, RunFailed
+from caspi.records import AnswerIsNo, ExitCode, RunFailed
 
 STEPS = {
     "demo": "the whole flow on synthetic Hebrew speech: no network, no GPU",
+    "env": "ask for the W&B settings and write them as shell exports",
     "prepare": "corpora to one manifest of utterances",
     "audit": "Phase 0: does the transcript match the audio?",
     "gate": "show the Phase 0 decision, record who signed it off",
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         return int(importlib.import_module(f"caspi.{step}").run(recipe))
     except ValueError as error:
         return refuse(str(error))
+    except AnswerIsNo as error:
+        print(f"caspi {step}: {error}", file=sys.stderr)
+        return ExitCode.NO
     except RunFailed as error:
         print(f"caspi {step} failed: {error}", file=sys.stderr)
         return ExitCode.NOT_MEASURED

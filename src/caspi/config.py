@@ -29,6 +29,21 @@ class Language(Section):
     """espeak-ng voice that renders reference speech for `tts-dtw` and the synthetic corpus."""
 
 
+class Env(Section):
+    """Ask for the tracking and cache settings, write them as shell exports; secrets are never written."""
+
+    output: Path = Path(".caspi.env")
+    """Shell file that `scripts/setup_wandb.sh` sources."""
+    wandb_project: str = "qwen3-asr-hebrew"
+    """Offered as the project name; `WANDB_PROJECT` comes first."""
+    wandb_run_name: str = "round2-gradual-unfreezing"
+    """Offered as the run name; `WANDB_RUN_NAME` comes first."""
+    cuda_visible_devices: str = "0,1"
+    """Exported as CUDA_VISIBLE_DEVICES unless that is set."""
+    pytorch_cuda_alloc_conf: str = "expandable_segments:True"
+    """Exported as PYTORCH_CUDA_ALLOC_CONF unless that is set."""
+
+
 class Prepare(Section):
     """Corpora to one manifest of utterances: exactly what audit and train both read."""
 
@@ -275,6 +290,7 @@ class Demo(Section):
 
 class Recipe(Section):
     language: Language = Language()
+    env: Env = Env()
     prepare: Prepare = Prepare()
     audit: Audit = Audit()
     gate: Gate = Gate()

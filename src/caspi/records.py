@@ -30,6 +30,10 @@ class RunFailed(RuntimeError):
     """The run failed for a reason the user must know; exit code 3."""
 
 
+class AnswerIsNo(RuntimeError):
+    """The answer to what was asked is no, for example a closed gate; exit code 1."""
+
+
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
