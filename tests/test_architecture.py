@@ -10,7 +10,7 @@ import pytest
 import caspi
 
 PACKAGE = Path(caspi.__file__).parent
-FLOW = ["env", "prepare", "audit", "gate", "train", "evaluate", "compare", "report", "demo"]
+FLOW = ["env", "check", "prepare", "audit", "gate", "train", "evaluate", "compare", "report", "demo"]
 FOUNDATION = {"config", "records"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
 WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env"]

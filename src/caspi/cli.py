@@ -16,6 +16,7 @@ from caspi.records import AnswerIsNo, ExitCode, RunFailed
 STEPS = {
     "demo": "the whole flow on synthetic Hebrew speech: no network, no GPU",
     "env": "ask for the W&B settings and write them as shell exports",
+    "check": "is this machine ready to train?",
     "prepare": "corpora to one manifest of utterances",
     "audit": "Phase 0: does the transcript match the audio?",
     "gate": "show the Phase 0 decision, record who signed it off",

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -42,6 +43,31 @@ class Env(Section):
     """Exported as CUDA_VISIBLE_DEVICES unless that is set."""
     pytorch_cuda_alloc_conf: str = "expandable_segments:True"
     """Exported as PYTORCH_CUDA_ALLOC_CONF unless that is set."""
+
+
+class Check(Section):
+    """Is this machine ready to train?"""
+
+    fetch: bool = False
+    """Download models and datasets beforehand; interrupted downloads continue."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of lines."""
+    timeout_seconds: Positive = 4.0
+    """Time each question to a server may take."""
+    fetch_attempts: Count = 5
+    """Tries per download before it counts as failed."""
+    num_gpus: Count = 2
+    min_gpu_memory_gib: Positive = 39.0
+    """Memory of each GPU; an A100-40GB reports 39.4."""
+    min_ram_gib: Positive = 117.0
+    """The guide asks for 128 GB, which is 119.2 GiB; machines report a little less than they are sold with."""
+    models_gib: Positive = 8.0
+    """Disk for Qwen3-ASR-1.7B and the forced aligner in bf16, with room for the Round 1 model."""
+    datasets_gib: Positive = 50.0
+    """Disk for the training datasets (the guide's figure)."""
+    checkpoint_gib: Positive = 13.3
+    """Disk of one checkpoint of strategy A with the tied matrix: weights and Adam state."""
+    max_clock_skew_seconds: Positive = 60.0
 
 
 class Prepare(Section):
@@ -95,6 +121,25 @@ class QualityThresholds(Section):
     """The guide's rule: more characters per second of speech is a LENGTH_MISMATCH."""
     max_local_letters_per_second: Positive = 40.0
     """Faster speech over three words is impossible: the words are not accepted."""
+    min_length_ratio_deviation: Positive = 0.10
+    """Least spread of ln(letters per speech second) that `length_ratio_z` is measured in."""
+    max_word_seconds: Positive = 0.4
+    """Longest believable word span: this plus `max_word_seconds_per_letter` for each letter."""
+    max_word_seconds_per_letter: Positive = 0.25
+    max_overrun_seconds: float = 0.16
+    """A span may end this much after the audio (time resolution of the aligner)."""
+    min_span_speech_fraction: Fraction = 0.5
+    """Less speech than this inside a word's span: the word is not accepted."""
+    span_tolerance_seconds: float = 0.08
+    """Widening of a span when its speech is looked for."""
+    span_padding_seconds: float = 0.08
+    """Widening of accepted spans when covered speech is counted."""
+    max_filled_gap_seconds: float = 0.3
+    """Shorter gaps between consecutive accepted words count as covered."""
+    min_collapsed_words: Count = 3
+    """A run of at least so many zero-length words is not accepted."""
+    max_collapsed_letters_fraction: Fraction = 0.25
+    """A shorter run of zero-length words with more than this share of the letters is not accepted."""
 
 
 class Validity(Section):
@@ -115,13 +160,57 @@ class Validity(Section):
     num_bootstrap_draws: Count = 1000
 
 
+class Estimation(Section):
+    """From the audited sample to the whole manifest."""
+
+    confidence_fraction: Fraction = 0.90
+    """Level of two-sided intervals; each side alone then holds with 95 %."""
+    power_fraction: Fraction = 0.90
+    """Probability with which the recommended number of samples settles the decision."""
+    korn_graubard_below: Count = 5
+    """With fewer low quality utterances than this, the more conservative Korn-Graubard interval is used."""
+    num_bootstrap_draws: Count = 2000
+    """Draws of whole recordings that measure how much utterances of one recording resemble each other."""
+
+
+class Calibration(Section):
+    """Negative controls: wrong pairs made on purpose, on which thresholds are set and detection is measured."""
+
+    word_false_acceptance: tuple[Fraction, ...] = (0.40, 0.30, 0.25, 0.20, 0.15, 0.10, 0.05)
+    """Candidate shares of wrong words accepted; the largest that keeps `max_decoy_acceptance` is taken."""
+    max_decoy_acceptance: Fraction = 0.02
+    """Share of held-out wrong transcripts that may pass as good."""
+    min_domain_words: Count = 200
+    """A domain with fewer control words uses the threshold of all domains together."""
+    max_decoy_length_difference: Fraction = 0.15
+    """A decoy transcript should have the same number of letters, give or take this share."""
+    max_decoy_word_overlap: Fraction = 0.34
+    """Share of a transcript's words that its decoy may contain."""
+    num_control_utterances: int = 180
+    """Utterances on which each further control is tried, spread evenly over the domains; 0: none."""
+    dose_levels: tuple[Fraction, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Shares of foreign words in the dose-response control."""
+    num_dose_utterances: int = 30
+    """Utterances of the dose-response control."""
+    num_self_test_sentences: int = 20
+    """Synthetic sentences that tell a broken tool from bad data; 0: none. Needs the espeak engine."""
+    min_mean_detection: Fraction = 0.80
+    """Mean detection of truncated, incomplete, padded, reordered and half-wrong pairs; below: degraded."""
+    max_dose_correlation: Annotated[float, Field(ge=-1, le=1)] = -0.9
+    """Rank correlation of coverage with the share of wrong words; above: degraded."""
+    max_harmless_rise: Fraction = 0.05
+    """Rise of the flag rate under harmless changes of the audio; more: degraded."""
+
+
 class Audit(Section):
     """Phase 0: does the transcript match the audio?"""
 
     manifest: Path = Path("data/manifest.jsonl")
     output: Path = Path("phase0_audit_results")
-    backend: Literal["tts-dtw", "uniform"] = "tts-dtw"
-    """Aligner. `uniform` ignores the audio; it exists to show that such an audit ends in AUDIT_INVALID."""
+    backend: Literal["tts-dtw", "uniform", "random"] = "tts-dtw"
+    """Aligner. `uniform` and `random` ignore the audio; they exist to show that such an audit ends in AUDIT_INVALID."""
+    reference_voices: tuple[str, ...] = ("",)
+    """Variants of `language.espeak_voice` that `tts-dtw` compares with, for example "" "+f2" "+m3"; the best counts."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.10
     """Fraction of the manifest that is audited (not the audio sampling rate)."""
     num_samples: int | None = None
@@ -138,6 +227,8 @@ class Audit(Section):
     num_processes: int = 0
     """Alignment worker processes; 0: one per core."""
     quality: QualityThresholds = QualityThresholds()
+    estimation: Estimation = Estimation()
+    calibration: Calibration = Calibration()
     validity: Validity = Validity()
 
 
@@ -277,6 +368,39 @@ class Compare(Section):
     """Training run directory; gives evidence for the criteria about training."""
 
 
+class SyntheticSpeech(Section):
+    """How the synthetic corpus sounds. Pairs are the two ends of a uniform range."""
+
+    voices: tuple[str, ...] = ("+f1", "+f2", "+f3", "+f5", "+m1", "+m2", "+m3", "+m5", "+m7")
+    """Variants of `language.espeak_voice` that speak the training and the audit corpus."""
+    held_out_voices: tuple[str, ...] = ("+f4", "+m4", "+m6")
+    """Variants that only test sets use. The plain voice is left for `tts-dtw` and the test set `saspeech`."""
+    speakers_per_voice: Count = 4
+    """A speaker is a voice with a pitch and a rate of its own."""
+    rate_wpm: tuple[int, int] = (130, 200)
+    """Words per minute, drawn per speaker; an utterance differs by up to `rate_spread_wpm`, inside the same range."""
+    rate_spread_wpm: int = 10
+    pitch: tuple[int, int] = (30, 75)
+    """espeak-ng's 0 to 100, drawn per speaker."""
+    word_gaps: tuple[int, ...] = (0, 0, 2, 8)
+    """Extra pauses between words, in 10 ms at the default rate; one is drawn per utterance."""
+    edge_silence_seconds: tuple[float, float] = (0.1, 0.5)
+    """Silence before the first and after the last word, drawn separately."""
+    level_dbfs: tuple[float, float] = (-32.0, -22.0)
+    """Power of active speech against full scale."""
+    clean_snr_db: tuple[float, float] = (33.0, 37.0)
+    """Speech to noise in `kan_clean`."""
+    noisy_snr_db: tuple[float, float] = (8.0, 15.0)
+    """Speech to noise inside the telephone band in `whatsapp_noisy`, before the codec."""
+    long_tail_snr_db: tuple[float, float] = (20.0, 35.0)
+    """Speech to noise in `long_tail`."""
+    long_tail_seconds: tuple[float, float] = (20.5, 29.5)
+    """Duration of `long_tail` utterances; what is spoken ends with the last word that fits."""
+
+    def speaker_voices(self, language: Language, held_out: bool = False) -> tuple[str, ...]:
+        return tuple(language.espeak_voice + variant for variant in (self.held_out_voices if held_out else self.voices))
+
+
 class Demo(Section):
     """The whole flow on synthetic Hebrew speech and tiny real models: no network, no GPU."""
 
@@ -286,10 +410,12 @@ class Demo(Section):
     seed: int = 42
     rebuild_base: bool = False
     """Train the tiny base checkpoint again instead of using the one that ships."""
+    speech: SyntheticSpeech = SyntheticSpeech()
 
 
 class Recipe(Section):
     language: Language = Language()
+    check: Check = Check()
     env: Env = Env()
     prepare: Prepare = Prepare()
     audit: Audit = Audit()
