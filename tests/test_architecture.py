@@ -10,10 +10,10 @@ import pytest
 import caspi
 
 PACKAGE = Path(caspi.__file__).parent
-FLOW = ["env", "check", "prepare", "audit", "gate", "train", "evaluate", "compare", "report", "demo"]
+FLOW = ["env", "check", "plan", "prepare", "audit", "gate", "train", "evaluate", "compare", "report", "demo"]
 FOUNDATION = {"config", "records"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
-WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env"]
+WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan"]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -17,6 +17,7 @@ STEPS = {
     "demo": "the whole flow on synthetic Hebrew speech: no network, no GPU",
     "env": "ask for the W&B settings and write them as shell exports",
     "check": "is this machine ready to train?",
+    "plan": "parameters, memory, hours and dollars before renting",
     "prepare": "corpora to one manifest of utterances",
     "audit": "Phase 0: does the transcript match the audio?",
     "gate": "show the Phase 0 decision, record who signed it off",

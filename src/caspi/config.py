@@ -70,6 +70,31 @@ class Check(Section):
     max_clock_skew_seconds: Positive = 60.0
 
 
+class Plan(Section):
+    """What a run will need before anything is rented. All rates are predictions until measured."""
+
+    gpu: str = "A100-40GB"
+    """GPU model, see `ops.cost.GPUS`."""
+    num_gpus: Count = 2
+    price: Positive | None = None
+    """USD per hour for all GPUs together; default: the dated table in `ops.cost`."""
+    mfu_fraction: Annotated[float, Field(gt=0, le=1)] = 0.04
+    """Share of the GPU's peak that training reaches. 0.04 is what Round 1 reached on A100s with the official script."""
+    num_utterances: Count = 73_579
+    """Training utterances when the manifest does not exist yet."""
+    mean_duration_seconds: Positive = 5.7
+    """Mean length when the manifest does not exist yet."""
+    target_tokens_per_second: Positive = 4.0
+    """Transcript tokens per second of audio, counted on Hebrew with the model's tokenizer."""
+    evaluation_hours: Positive = 2.0
+    buffer_hours: float = Field(default=1.0, ge=0)
+    """Paid time for restarts."""
+    max_memory_fraction: Fraction = 0.95
+    """More of the card's memory than this does not fit."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of tables."""
+
+
 class Prepare(Section):
     """Corpora to one manifest of utterances: exactly what audit and train both read."""
 
@@ -394,8 +419,8 @@ class SyntheticSpeech(Section):
     """Speech to noise inside the telephone band in `whatsapp_noisy`, before the codec."""
     long_tail_snr_db: tuple[float, float] = (20.0, 35.0)
     """Speech to noise in `long_tail`."""
-    long_tail_seconds: tuple[float, float] = (20.5, 29.5)
-    """Duration of `long_tail` utterances; what is spoken ends with the last word that fits."""
+    long_tail_seconds: tuple[float, float] = (21.5, 28.5)
+    """Duration aimed at in `long_tail`; a sentence ends with the word that comes nearest."""
 
     def speaker_voices(self, language: Language, held_out: bool = False) -> tuple[str, ...]:
         return tuple(language.espeak_voice + variant for variant in (self.held_out_voices if held_out else self.voices))
@@ -417,6 +442,7 @@ class Recipe(Section):
     language: Language = Language()
     check: Check = Check()
     env: Env = Env()
+    plan: Plan = Plan()
     prepare: Prepare = Prepare()
     audit: Audit = Audit()
     gate: Gate = Gate()
