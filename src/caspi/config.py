@@ -121,6 +121,12 @@ class Prepare(Section):
     """Without a domain column, clips with a measured SNR below this are `whatsapp_noisy`."""
     long_tail_above_seconds: Positive = 20.0
     """Without a domain column, clips longer than this are `long_tail`."""
+    domain_of_source: dict[str, str] = {"whatsapp": "whatsapp_noisy", "kan": "kan_clean"}
+    """Without a domain column, a source whose name holds this word has this domain, whatever is measured."""
+    max_snr_seconds: Positive = 10.0
+    """The SNR is measured on at most this much of a clip, from its start."""
+    num_processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that look at the audio; 0: one per core."""
 
 
 class QualityThresholds(Section):
@@ -326,7 +332,14 @@ class Train(Section):
     max_wer_utterances: Count = 512
     """Size of the fixed, seeded subset that is transcribed at each evaluation."""
     max_new_tokens: Count = 256
-    num_loader_workers: int = 0
+    eval_batch_size: Count = 16
+    """Utterances per batch when evaluating."""
+    final_model: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the final model: the one with the lowest eval_wer, or the last one."""
+    num_loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode audio ahead; 0: in the training process."""
+    feature_cache_mib: Annotated[float, Field(ge=0)] = 1024.0
+    """Memory for audio features of small corpora, which are then decoded once; only without loader workers."""
     seed: int = 42
     overwrite_recipe: bool = False
     """Resume although recipe or data differ from the checkpoint's."""
@@ -361,17 +374,56 @@ class Evaluate(Section):
     test_sets: tuple[str, ...] = (
         "eval-d1=ivrit-ai/eval-d1",
         "eval-whatsapp=ivrit-ai/eval-whatsapp",
-        "hebrew-speech-kan=imvladikon/hebrew_speech_kan",
+        "hebrew-speech-kan=imvladikon/hebrew_speech_kan:validation",
         "saspeech=upai-inc/saspeech",
     )
-    """NAME=SOURCE pairs; a source is a manifest, a folder or a Hugging Face id."""
+    """NAME=SOURCE pairs; a source is a manifest, a folder, or a Hugging Face id, if need be with `:SPLIT`."""
+    split: str = "test"
+    """Split of Hugging Face datasets that name none."""
     output: Path = Path("evaluation")
     max_samples: int | None = None
     """Seeded random subset per test set; small subsets cannot show small differences."""
     num_beams: Count = 1
     batch_size: Count = 16
+    """Clips transcribed at once."""
+    max_batch_seconds: Positive = 480.0
+    """Padded audio seconds transcribed at once, times beams; keeps batches of long clips small."""
     max_new_tokens: Count = 448
+    """Longer texts are cut off and counted as truncated."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the model; auto: bfloat16 on a GPU, float32 without."""
+    short_below_seconds: Positive = 5.0
+    """Clips shorter than this are in the duration bucket `short`."""
+    long_above_seconds: Positive = 15.0
+    """Clips longer than this are in the bucket `long`; the rest is `medium`."""
+    min_loop_repeats: Annotated[int, Field(ge=2)] = 20
+    """A pattern of up to 20 characters written this often in a row is a repetition loop."""
     seed: int = 42
+
+
+class CriteriaThresholds(Section):
+    """The guide's success criteria in numbers; WER and CER are fractions, improvements differences of fractions."""
+
+    must_wer: Fraction = 0.115
+    """Go / no-go: mean WER of Round 2 below this."""
+    must_improvement: Fraction = 0.01
+    """Go / no-go: mean WER at least this much lower than Round 1's."""
+    should_wer: Fraction = 0.11
+    should_noisy_improvement: Fraction = 0.015
+    noisy_test_set: str = "eval-whatsapp"
+    """Test set of highest leverage."""
+    should_last_stage_improvement: Fraction = 0.005
+    """Further fall of `eval_wer` in the last training stage."""
+    should_max_hours: Positive = 13.0
+    """Training time."""
+    should_max_gpu_gib: Positive = 34.0
+    """Peak GPU memory."""
+    nice_wer: Fraction = 0.105
+    nice_max_hours: Positive = 12.0
+    nice_cer: Fraction = 0.045
+    """Mean CER of Round 2 below this."""
+    nice_improvement_everywhere: Fraction = 0.01
+    """Improvement that every test set shows."""
 
 
 class Compare(Section):
@@ -387,10 +439,126 @@ class Compare(Section):
     profile: Literal["ivrit", "he"] = "ivrit"
     """Scoring profile of the verdicts."""
     confidence_fraction: Fraction = 0.95
+    """Of the intervals; a verdict needs an interval without 0."""
+    power_fraction: Fraction = 0.8
+    """Chance of showing a true difference with the number of utterances that is called needed."""
+    min_utterances: Count = 30
+    """A test set or bucket with fewer utterances gets no verdict, whatever its interval."""
     num_bootstrap_draws: Count = 10_000
+    num_permutations: Count = 10_000
     seed: int = 42
     train_run: Path | None = None
     """Training run directory; gives evidence for the criteria about training."""
+    criteria: CriteriaThresholds = CriteriaThresholds()
+
+
+class Export(Section):
+    """One checkpoint of a run as a folder that can be served and published, with proof that nothing else changed."""
+
+    run_dir: Path = Path("qwen3-asr-hebrew-round2")
+    """Output folder of `caspi train`."""
+    checkpoint: Annotated[str, Field(pattern=r"^(best|last|final|average|[1-9]\d*)$")] = "best"
+    """best: lowest eval_wer; last: newest; final: the model in the run folder itself; average: of the best ones; or a
+    step number."""
+    num_averaged: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints in `--checkpoint average`, by eval_wer."""
+    average_weights: tuple[Positive, ...] = ()
+    """Weight of each averaged checkpoint, best first; empty: all the same."""
+    base_model: str | None = None
+    """What the run started from; default: as its run.json says."""
+    layout: Literal["hf", "original", "both"] = "hf"
+    """hf: transformers and vLLM; original: `thinker.*`, the qwen-asr package and vLLM."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the exported weights."""
+    output: Path = Path("export")
+    """Folder for hf/, original/ and export_report.json; it appears when everything is proved."""
+    clip: Path | None = None
+    """Audio file that every layout must transcribe alike; default: the first utterance of the run's manifest."""
+    max_new_tokens: Count = 256
+    """Longest transcription of the clip."""
+    max_rounding_difference: Fraction = 0.05
+    """Relative change (L2) of the clip's logits that rounding the weights to bfloat16 may cause."""
+    max_merge_difference: Fraction = 1e-4
+    """Relative change (L2) of the clip's logits that merging LoRA adapters may cause; only float32 rounding is meant."""
+    max_shard_size: str = "5GB"
+    """Larger weights are split into several files."""
+    evaluation: Path | None = None
+    """Folder that `caspi evaluate` wrote, for the table of the model card."""
+    comparison: Path | None = None
+    """comparison.json of `caspi compare`, for the table of the model card."""
+    license: str | None = None
+    """Licence that the model card names, for example apache-2.0; default: none is claimed."""
+    push_to_hub: bool = False
+    """Upload to the Hugging Face Hub afterwards; a complete export in `output` is used as it is."""
+    hub_model_id: str | None = None
+    """OWNER/NAME. With `--layout both` the hf layout goes to OWNER/NAME-hf, as Qwen names its own."""
+    public: bool = False
+    """Create a public repository, or upload to one that is."""
+    dry_run: bool = False
+    """With `--push-to-hub`: list what would be uploaded, and upload nothing."""
+    upload_attempts: Count = 4
+    """Tries before the upload counts as failed; what has arrived is not sent again."""
+    upload_wait_seconds: Positive = 5.0
+    """Before the second try; doubles with each."""
+
+    @model_validator(mode="after")
+    def check(self) -> "Export":
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError(
+                "export.push_to_hub needs export.hub_model_id, for example username/qwen3-asr-hebrew-round2"
+            )
+        if self.dry_run and not self.push_to_hub:
+            raise ValueError("export.dry_run shows what --push-to-hub would upload: give both")
+        if self.average_weights and len(self.average_weights) != self.num_averaged:
+            raise ValueError(
+                f"export.average_weights has {len(self.average_weights)} weights for num_averaged={self.num_averaged}"
+            )
+        return self
+
+    def layouts(self) -> tuple[str, ...]:
+        return ("hf", "original") if self.layout == "both" else (self.layout,)
+
+
+class Rollback(Section):
+    """Go back to a model that works: back up, prove that it loads, serve it, record it."""
+
+    option: Literal["round1", "best-checkpoint", "conservative"] | None = None
+    """The guide's options: serve Round 1; serve the Round 2 checkpoint with the lowest eval_wer; train again with the
+    conservative recipe. Without `--option` and `--to`: show what is served."""
+    to: str | None = None
+    """Serve this instead: a run folder (its best checkpoint), a checkpoint or export folder, or a Hub id."""
+    reason: str | None = None
+    """Why, in your words, for the registry."""
+    run_dir: Path = Path("qwen3-asr-hebrew-round2")
+    """The training run that is backed up and searched for the best checkpoint."""
+    round1_model: str = "OzLabs/Qwen3-ASR-Hebrew-1.7B"
+    """Folder or Hub id."""
+    registry: Path = Path("serving/registry.jsonl")
+    """What was served from when on, and why; its last line that names a model is what is served now."""
+    backup: Literal["best", "all", "logs", "none"] = "best"
+    """Before anything else: logs and records, and of the checkpoints the best and the newest, all, or none. `none` writes
+    no archive."""
+    backup_dir: Path = Path("backups")
+    compression_level: Annotated[int, Field(ge=0, le=9)] = 1
+    """Of the archive; weights hardly compress."""
+    serve: bool = True
+    """Start the server; `--no-serve` only moves the pointer."""
+    serve_command: str = "vllm serve {model} --host 127.0.0.1 --port {port}"
+    """Started with `{model}` and `{port}` filled in; it must answer GET /health with 200 when it is ready."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    health_timeout_seconds: Positive = 900.0
+    """Time the server may take to become healthy."""
+    reload_timeout_seconds: Positive = 900.0
+    """Time loading the model for the reload test may take."""
+    conservative_recipe: Path = Path("recipes/conservative.toml")
+
+    @model_validator(mode="after")
+    def check(self) -> "Rollback":
+        if self.option and self.to:
+            raise ValueError("rollback takes --option or --to, not both")
+        if self.serve and not self.serve_command.strip():
+            raise ValueError("rollback.serve_command is empty: give a command, or --no-serve")
+        return self
 
 
 class SyntheticSpeech(Section):
@@ -411,7 +579,7 @@ class SyntheticSpeech(Section):
     """Extra pauses between words, in 10 ms at the default rate; one is drawn per utterance."""
     edge_silence_seconds: tuple[float, float] = (0.1, 0.5)
     """Silence before the first and after the last word, drawn separately."""
-    level_dbfs: tuple[float, float] = (-32.0, -22.0)
+    level_dbfs: tuple[float, float] = (-36.0, -26.0)
     """Power of active speech against full scale."""
     clean_snr_db: tuple[float, float] = (33.0, 37.0)
     """Speech to noise in `kan_clean`."""
@@ -426,16 +594,76 @@ class SyntheticSpeech(Section):
         return tuple(language.espeak_voice + variant for variant in (self.held_out_voices if held_out else self.voices))
 
 
+class PlantedAudit(Section):
+    """An audit of the demo whose answer is known."""
+
+    name: str
+    defect_fraction: Fraction
+    """Share of utterances with a planted defect."""
+    backend: Literal["tts-dtw", "uniform"] = "tts-dtw"
+    expected: Literal["PROCEED", "CAUTION", "STOP", "AUDIT_INVALID"]
+
+
 class Demo(Section):
     """The whole flow on synthetic Hebrew speech and tiny real models: no network, no GPU."""
 
     output: Path = Path("demo")
     seconds_budget: Positive = 300.0
-    """Time the demo may take on two cores."""
+    """Time the demo may take on two cores; longer is said at the end."""
     seed: int = 42
     rebuild_base: bool = False
     """Train the tiny base checkpoint again instead of using the one that ships."""
+    audits: tuple[PlantedAudit, ...] = (
+        PlantedAudit(name="2-percent", defect_fraction=0.02, expected="PROCEED"),
+        PlantedAudit(name="11-percent", defect_fraction=0.11, expected="CAUTION"),
+        PlantedAudit(name="25-percent", defect_fraction=0.25, expected="STOP"),
+        PlantedAudit(name="blind-aligner", defect_fraction=0.02, backend="uniform", expected="AUDIT_INVALID"),
+    )
+    num_audit_utterances: Count = 300
+    """Utterances of each small audit corpus; all of them are audited."""
+    num_train_utterances: Count = 1000
+    num_validation_utterances: Count = 60
+    num_test_utterances: Count = 100
+    """Utterances of each of the four test sets."""
+    vocabulary_size: Count = 40
+    """Words of the lexicon that training and test sentences are made of; the tiny base knows these."""
+    num_words: tuple[int, int] = (1, 4)
+    """Shortest and longest training sentence in words."""
+    train_domain_shares: dict[str, Fraction] = {"kan_clean": 0.4, "whatsapp_noisy": 0.6}
     speech: SyntheticSpeech = SyntheticSpeech()
+
+
+class TinyBase(Section):
+    """How the tiny checkpoint that stands for the published model learns clean synthetic speech."""
+
+    seed: int = 0
+    vocabulary_size: Count = 40
+    """First words of the lexicon; the base knows no others."""
+    num_words: tuple[int, int] = (1, 5)
+    """Shortest and longest training sentence in words."""
+    snr_db: tuple[float, float] = (15.0, 37.0)
+    """Speech to noise of the training utterances: full band, no codec, from plainly audible noise to none."""
+    num_utterances: Count = 3000
+    """Training utterances, seen again and again."""
+    num_test_utterances: Count = 100
+    """Of each of the test sets that the WERs in build.json come from."""
+    batch_size: Count = 24
+    length_group: Count = 4
+    """Batches that are drawn at once and formed by duration, of which one is used."""
+    num_encoder_steps: Count = 700
+    """First the encoder alone: its frames learn to name words (CTC)."""
+    encoder_learning_rate: Positive = 3e-3
+    num_steps: Count = 1600
+    """Then everything, by the loss on the transcript."""
+    learning_rate: Positive = 2e-3
+    warmup_steps: Count = 50
+    final_rate_fraction: Fraction = 0.05
+    """Rates fall in a straight line to this share of their peak."""
+    ctc_weight: Fraction = 0.3
+    """Weight of the encoder's loss beside the transcript's."""
+    weight_decay: float = 0.01
+    adam_beta2: Fraction = 0.98
+    max_grad_norm: Positive = 1.0
 
 
 class Recipe(Section):
@@ -449,6 +677,8 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
+    export: Export = Export()
+    rollback: Rollback = Rollback()
     demo: Demo = Demo()
 
 

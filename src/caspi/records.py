@@ -60,6 +60,8 @@ class Utterance(Record):
     split: str | None = None
     source_sha256: str = ""
     """Hash of the bytes of the audio file."""
+    quality_score: float | None = None
+    """The corpus' own score, on its own scale."""
     needs_resegmentation: bool = False
     """Too long for training; kept for the audit and for `clean`."""
 
@@ -87,6 +89,79 @@ class Prediction(Record):
     duration: float
     finish_reason: Literal["stop", "length", "error"]
     error: str | None = None
+
+
+class Score(Record):
+    """One entry of scores.json: a test set, or one of its duration buckets, under one scoring profile."""
+
+    test_set: str
+    bucket: Literal["all", "short", "medium", "long"]
+    profile: Literal["ivrit", "he"]
+    num_utterances: int
+    num_failed: int
+    """Clips that could not be transcribed; every word of theirs is a deletion."""
+    num_truncated: int
+    num_loops: int
+    num_empty_hypotheses: int
+    num_empty_references: int
+    """Left out of all that follows; there is nothing to divide by."""
+    num_words_over_empty_references: int
+    """Words that the model wrote where the reference has none."""
+    audio_seconds: float
+    num_words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    wer: float | None
+    """Fraction, pooled; None without a reference word."""
+    num_characters: int
+    character_errors: int
+    cer: float | None
+
+
+class ComparedSet(Record):
+    """Round 1 against Round 2 on one test set, one duration bucket of it, the average of all sets, or all pooled."""
+
+    test_set: str
+    bucket: Literal["all", "short", "medium", "long"]
+    num_utterances: int
+    num_words: int
+    blocks: Literal["group", "utterance"]
+    """What was redrawn: recordings or speakers where there are at least two, else utterances."""
+    num_blocks: int
+    round1_wer: float
+    round2_wer: float
+    round1_cer: float
+    round2_cer: float
+    difference: float
+    """Round 2 minus Round 1: negative is better."""
+    low: float | None
+    high: float | None
+    """Bootstrap interval of the difference; None where it cannot be had."""
+    round2_low: float | None
+    round2_high: float | None
+    """Bootstrap interval of Round 2's WER."""
+    p_value: float
+    """Two-sided, from permutations."""
+    mapsswe_p_value: float | None
+    """NIST's matched-pairs test; it takes utterances for independent."""
+    verdict: Literal["better", "worse", "cannot tell"]
+    num_utterances_needed: int | None
+    """To show a difference of this size, where the verdict is `cannot tell`; None: no number would."""
+    note: str
+    """Why there is no verdict or what limits it; may be empty."""
+
+
+class Criterion(Record):
+    """One success criterion of the guide and what the evidence says about it."""
+
+    level: Literal["must", "should", "nice"]
+    name: str
+    outcome: Literal["met", "missed", "cannot tell"]
+    finding: str
+    """What was found, with the figures."""
+    evidence: str | None
+    """The file it was found in; None: there is none."""
 
 
 RecordType = TypeVar("RecordType", bound=Record)
