@@ -1,4 +1,4 @@
-"""`caspi plan`: counts equal the published model's, predictions follow the closed forms, unknown prices are not guessed."""
+"""`caspi plan`: counts equal the published model, predictions follow the closed forms, no price is guessed."""
 
 import json
 from pathlib import Path
