@@ -1,0 +1,61 @@
+"""This process among those that train together; one process needs no process group."""
+
+import os
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+Thing = TypeVar("Thing")
+
+
+def process_rank() -> int:
+    """From the launcher's environment, so that it is known before the process group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    return process_rank() == 0
+
+
+def join_processes() -> None:
+    """Meet the other processes of the launcher, before anything has to be agreed on."""
+    if num_processes() > 1 and not distributed.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def barrier() -> None:
+    if num_processes() > 1:
+        distributed.barrier()
+
+
+def all_gather_objects(thing: Thing) -> list[Thing]:
+    """The thing of every process, in the order of ranks."""
+    if num_processes() == 1:
+        return [thing]
+    gathered: list[Thing | None] = [None] * num_processes()
+    distributed.all_gather_object(gathered, thing)
+    return gathered  # type: ignore[return-value]  # every place is filled
+
+
+def sum_over_processes(values: list[int], device: torch.device) -> list[int]:
+    if num_processes() == 1:
+        return values
+    tensor = torch.tensor(values, device=device)
+    distributed.all_reduce(tensor)
+    return [int(value) for value in tensor]
+
+
+def max_over_processes(value: int, device: torch.device) -> int:
+    if num_processes() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return int(tensor)

@@ -1,0 +1,76 @@
+"""The plan: which utterances every optimizer step takes.
+
+A step's utterances are a pure function of the list of utterances, the seed and the epoch. Rank, world size and
+micro-batch size only say how they are dealt out, so that a run continues identically after a kill, and equally (to
+rounding) with another number of processes. There is no position to save: the step number is the position.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def generator(seed: int, purpose: str, identity: object) -> np.random.Generator:
+    """A random generator of its own for one purpose and one thing, for example one epoch."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{identity}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+class Plan:
+    """Utterances of every optimizer step: each epoch takes every utterance once, in an order of its own.
+
+    The last step of an epoch takes what is left and may be smaller; the loss is normalised by target tokens, so no
+    utterance weighs more for it.
+    """
+
+    def __init__(self, num_utterances: int, utterances_per_step: int, seed: int) -> None:
+        if num_utterances < 1 or utterances_per_step < 1:
+            raise ValueError(f"cannot plan {num_utterances} utterances in steps of {utterances_per_step}")
+        self.num_utterances = num_utterances
+        self.utterances_per_step = utterances_per_step
+        self.seed = seed
+        self.steps_per_epoch = -(-num_utterances // utterances_per_step)
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch_index: int) -> np.ndarray:
+        return generator(self.seed, "epoch", epoch_index).permutation(self.num_utterances)
+
+    def step(self, epoch_index: int, step_index: int) -> list[int]:
+        """Utterance indices of one optimizer step; both indices count from 0, the step within its epoch."""
+        if not 0 <= step_index < self.steps_per_epoch:
+            raise ValueError(f"step {step_index} is outside an epoch of {self.steps_per_epoch} steps")
+        first = step_index * self.utterances_per_step
+        return [int(index) for index in self.order(epoch_index)[first : first + self.utterances_per_step]]
+
+    def share(self, epoch_index: int, step_index: int, rank: int, world_size: int) -> list[int]:
+        """The part of a step that one process computes; empty where a short step has fewer utterances than ranks."""
+        return self.step(epoch_index, step_index)[rank::world_size]
+
+
+def micro_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Split a share into micro-batches of at most `batch_size`."""
+    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batch sampler whose one batch is a process's share of one optimizer step, as (epoch index, utterance index)."""
+
+    def __init__(self, plan: Plan, rank: int, world_size: int) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch_index = 0
+
+    def set_epoch(self, epoch_index: int) -> None:
+        self.epoch_index = epoch_index
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step_index in range(self.plan.steps_per_epoch):
+            share = self.plan.share(self.epoch_index, step_index, self.rank, self.world_size)
+            yield [(self.epoch_index, index) for index in share]

@@ -1,0 +1,37 @@
+"""Ctrl+C and preemption: save at the next step, then leave; a second Ctrl+C leaves at once."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop, and with which exit code."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def __bool__(self) -> bool:
+        return self.exit_code != 0
+
+    def receive(self, signal_number: int, _frame: FrameType | None) -> None:
+        if self and signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self:
+            # A signal handler may run inside another print: nothing but a bare write is safe here.
+            self.exit_code = EXIT_CODES[signal.Signals(signal_number)]
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Collect SIGINT and SIGTERM while the block runs; the previous handlers come back afterwards."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request.receive) for number in EXIT_CODES}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,411 @@
+"""`caspi train` as a user runs it: stages, kills, signals, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import (
+    NUM_STEPS,
+    STEPS_PER_EPOCH,
+    build_inputs,
+    train,
+    train_in_child,
+    weights,
+    weights_hash,
+)
+
+from caspi.model.optimizer import OPTIMIZER_FILE
+from caspi.model.trainer import StageTrainer
+from caspi.ops import training_record
+from caspi.ops.training_record import CheckpointKeeper
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nobody disturbed, with every checkpoint kept."""
+    output = tmp_path_factory.mktemp("finished")
+    assert train_in_child(recipe, output, "--save-total-limit", "9") == 0
+    return output
+
+
+def state_of(folder: Path) -> dict[str, list[dict[str, float]]]:
+    state: dict[str, list[dict[str, float]]] = json.loads((folder / "trainer_state.json").read_text())
+    return state
+
+
+def trained_groups(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_run_ends_with_a_model_its_history_and_its_record(finished: Path) -> None:
+    assert {path.name for path in finished.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (3, 4, 6, 8)}
+    history = state_of(finished)["log_history"]
+    assert history[-1]["step"] == NUM_STEPS
+    assert {"eval_loss", "eval_wer", "eval_cer", "eval_wer_kan_clean"} <= history[-1].keys()
+    assert [entry["step"] for entry in history if "eval_wer" in entry] == [3, 4, 6, 8]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
+    record = json.loads((finished / "run.json").read_text())
+    assert record["state"] == "done"
+    assert "a test" in record["gate"]["accepted_risk"]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    log = (finished / "training.log").read_text()
+    for milestone in ("Effective batch: 6 (3 × 2 × 1)", "EPOCH 2: Switching to Strategy A", "✓ Final WER:"):
+        assert milestone in log
+    assert not list(finished.rglob("training_args.bin"))
+    assert list((finished / "runs").glob("events.out.tfevents.*"))
+
+
+def test_the_final_model_is_the_best_checkpoint(finished: Path) -> None:
+    evaluations = [entry for entry in state_of(finished)["log_history"] if "eval_wer" in entry]
+    best = min(evaluations, key=lambda entry: (entry["eval_wer"], entry["eval_loss"]))
+    assert weights_hash(finished) == weights_hash(finished / f"checkpoint-{best['step']}")
+
+
+def test_the_guides_jq_lines_work(finished: Path) -> None:
+    script = '.log_history[] | select(.eval_wer) | "\\(.eval_wer) \\(.step)"'
+    assert all("eval_wer" in entry for entry in [state_of(finished / "checkpoint-3")["log_history"][-1]])
+    if subprocess.run(["which", "jq"], capture_output=True, check=False).returncode:
+        pytest.skip("jq is not installed")
+    path = str(finished / "checkpoint-8" / "trainer_state.json")
+    done = subprocess.run(["jq", "-r", script, path], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 4
+
+
+def test_stage_b_moves_its_groups_and_nothing_else_and_stage_a_adds_the_audio_top(recipe: Path, finished: Path) -> None:
+    base = weights(recipe.parent / "base")
+    boundary = weights(finished / f"checkpoint-{STEPS_PER_EPOCH}")
+    end = weights(finished / f"checkpoint-{NUM_STEPS}")
+    stage_b = trained_groups(base, boundary)
+    stage_a = trained_groups(boundary, end)
+    audio_top = {name for name in base if name.startswith("model.audio_tower.layers.2.")}
+    # The bias of attention keys shifts all scores alike: its gradient is zero but for rounding.
+    assert audio_top - stage_a <= {"model.audio_tower.layers.2.self_attn.k_proj.bias"}
+    assert stage_a - audio_top <= stage_b
+    for name in base:
+        allowed = name.startswith(
+            (
+                "model.multi_modal_projector.",
+                "model.language_model.layers.1.",
+                "model.language_model.layers.2.",
+                "model.language_model.embed_tokens.",
+            )
+        )
+        assert (name in stage_b) == allowed, name
+
+
+def test_learning_rates_are_logged_as_used(finished: Path) -> None:
+    used = {entry["step"]: entry for entry in state_of(finished)["log_history"] if "loss" in entry}
+    assert used[1]["learning_rate_projector"] == pytest.approx(2e-3 / 3)
+    assert used[3]["learning_rate_projector"] == pytest.approx(2e-3)
+    assert "learning_rate_audio_top" not in used[4]
+    assert used[5]["learning_rate_projector"] == pytest.approx(1e-3)
+    assert used[5]["learning_rate_audio_top"] == pytest.approx(3e-4 / 2)
+    assert used[6]["learning_rate_audio_top"] == pytest.approx(3e-4)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_before_step(step: int) -> None:
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == step:
+            die()
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def kill_in_save(step: int) -> None:
+    """After the weights, in the middle of the optimizer's file."""
+
+    def save(self: StageTrainer, output_dir: str) -> None:
+        if self.state.global_step == step:
+            (Path(output_dir) / OPTIMIZER_FILE).write_bytes(b"half")
+            die()
+
+    original = StageTrainer._save_optimizer_and_scheduler
+
+    def both(self: StageTrainer, output_dir: str) -> None:
+        save(self, output_dir)
+        original(self, output_dir)
+
+    StageTrainer._save_optimizer_and_scheduler = both  # type: ignore[method-assign]
+
+
+def kill_before_marker(step: int) -> None:
+    original = training_record.commit
+
+    def commit(folder: Path, **facts: object) -> object:
+        if facts["step"] == step:
+            die()
+        return original(folder, **facts)
+
+    training_record.commit = commit  # type: ignore[assignment]
+
+
+def kill_after_commit(step: int) -> None:
+    original = CheckpointKeeper.commit
+
+    def commit(self: CheckpointKeeper, folder: Path, stage: str, at: int, *rest: object) -> None:
+        original(self, folder, stage, at, *rest)  # type: ignore[arg-type]
+        if at == step:
+            die()
+
+    CheckpointKeeper.commit = commit  # type: ignore[method-assign, assignment]
+
+
+KILLS: dict[str, Callable[[], None]] = {
+    "in the middle of stage B": lambda: kill_before_step(2),
+    "in a save, at the stage boundary": lambda: kill_in_save(STEPS_PER_EPOCH),
+    "between files and marker": lambda: kill_before_marker(6),
+    "right after the boundary checkpoint": lambda: kill_after_commit(STEPS_PER_EPOCH),
+    "in stage A": lambda: kill_before_step(7),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_continues_and_ends_bit_equal(kill: str, recipe: Path, finished: Path, tmp_path: Path) -> None:
+    assert train_in_child(recipe, tmp_path, "--save-total-limit", "9", prepare=KILLS[kill]) == -signal.SIGKILL
+    assert train_in_child(recipe, tmp_path, "--save-total-limit", "9") == 0
+    for folder in ("", f"checkpoint-{STEPS_PER_EPOCH}", f"checkpoint-{NUM_STEPS}"):
+        assert weights_hash(tmp_path / folder) == weights_hash(finished / folder)
+    last = f"checkpoint-{NUM_STEPS}/{OPTIMIZER_FILE}"
+    ours, theirs = load_file(tmp_path / last), load_file(finished / last)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert ours.keys() == theirs.keys()
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
+    assert steps == list(range(1, NUM_STEPS + 1))
+
+
+def command(recipe: Path, output: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "caspi", "train", "--recipe", str(recipe), "--output-dir", str(output), *flags]
+
+
+def start_and_wait_for_step(recipe: Path, output: Path, step: int) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command(recipe, output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if f"[Step {step}/" in line:
+            return process
+    raise AssertionError(f"the run ended with {process.wait()} before step {step}")
+
+
+def test_the_real_command_killed_from_outside_ends_bit_equal(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    process = start_and_wait_for_step(recipe, tmp_path, 5)
+    time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert train_in_child(recipe, tmp_path) == 0
+    assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
+
+
+def send_before_step(step: int, *numbers: signal.Signals) -> None:
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_bit_equal(
+    number: signal.Signals, exit_code: int, recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    assert train_in_child(recipe, tmp_path, prepare=lambda: send_before_step(4, number)) == exit_code
+    assert (tmp_path / "checkpoint-5" / "COMPLETE.json").exists()
+    assert "Saving checkpoint..." in (tmp_path / "training.log").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["state"] == "interrupted"
+    assert train_in_child(recipe, tmp_path) == 0
+    assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
+
+
+def test_a_second_ctrl_c_leaves_at_once_without_saving(recipe: Path, tmp_path: Path) -> None:
+    code = train_in_child(recipe, tmp_path, prepare=lambda: send_before_step(1, signal.SIGINT, signal.SIGINT))
+    assert code == 130
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_an_evaluation_that_a_signal_skipped_is_made_up_for(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    assert train_in_child(recipe, tmp_path, prepare=lambda: send_before_step(2, signal.SIGTERM)) == 143
+    assert [e for e in state_of(tmp_path / "checkpoint-3")["log_history"] if "eval_wer" in e] == []
+    assert train_in_child(recipe, tmp_path) == 0
+    evaluated = [e for e in state_of(tmp_path)["log_history"] if "eval_wer" in e]
+    expected = [e for e in state_of(finished)["log_history"] if "eval_wer" in e]
+    assert [(e["step"], e["eval_loss"], e["eval_wer"]) for e in evaluated] == [
+        (e["step"], e["eval_loss"], e["eval_wer"]) for e in expected
+    ]
+    assert weights_hash(tmp_path) == weights_hash(finished)
+
+
+def plant_nan(step: int) -> None:
+    original = StageTrainer.compute_loss
+
+    def compute_loss(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        loss: Any = original(self, *args, **kwargs)  # type: ignore[arg-type]
+        return loss * float("nan") if self.state.global_step == step else loss
+
+    StageTrainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
+
+
+def test_a_nan_stops_the_run_before_the_weights_change(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    assert train_in_child(recipe, tmp_path, prepare=lambda: plant_nan(4)) == 3
+    assert "step 5: the gradient norm is nan" in (tmp_path / "training.log").read_text()
+    assert train_in_child(recipe, tmp_path) == 0
+    assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
+
+
+def supervise_the_prompt() -> None:
+    from caspi.model.batch import Encoder, MicroBatch
+
+    original = Encoder.batch
+
+    def batch(self: Encoder, examples: object) -> MicroBatch:
+        made = original(self, examples)  # type: ignore[arg-type]
+        keep = made["attention_mask"].roll(-1, dims=1).bool()
+        keep[:, -1] = False
+        return made | {"logits_to_keep": keep, "shift_labels": made["input_ids"].roll(-1, dims=1)[keep]}
+
+    Encoder.batch = batch  # type: ignore[method-assign]
+
+
+def test_a_label_bug_stops_the_run_before_step_1(recipe: Path, tmp_path: Path) -> None:
+    assert train_in_child(recipe, tmp_path, prepare=supervise_the_prompt) == 3
+    assert "the labels are wrong" in (tmp_path / "training.log").read_text()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.fixture
+def interrupted(recipe: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints 3 and 4 that was killed."""
+    train_in_child(recipe, tmp_path, prepare=lambda: kill_before_step(4))
+    return tmp_path
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe: Path, finished: Path, interrupted: Path) -> None:
+    path = interrupted / "checkpoint-4" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+    (interrupted / "checkpoint-3" / "scratch").mkdir()
+    assert train_in_child(recipe, interrupted) == 0
+    assert (interrupted / "torn-4").is_dir()
+    assert (
+        "checkpoint-4 cannot be used (model.safetensors is not as it was written"
+        in (interrupted / "training.log").read_text()
+    )
+    assert weights_hash(interrupted / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weight-decay", "0.5"], "weight_decay: 0.01 -> 0.5"),
+        (["--stages.1.learning-rates.audio-top", "1e-5"], "stages.1.learning_rates.audio_top: 0.0003 -> 1e-05"),
+        (["--batch-size", "4"], "effective_batch_size: 6 -> 8"),
+    ],
+)
+def test_a_resume_under_another_recipe_is_refused(
+    flags: list[str], message: str, recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(recipe, finished, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--overwrite-recipe" in error
+
+
+def test_a_resume_with_other_data_is_refused(recipe: Path, interrupted: Path, tmp_path: Path) -> None:
+    lines = (recipe.parent / "manifest.jsonl").read_text().splitlines()
+    shorter = recipe.parent / "shorter.jsonl"
+    shorter.write_text("\n".join(lines[1:]) + "\n")
+    assert train_in_child(recipe, interrupted, "--manifest", str(shorter)) == 2
+    assert "the utterances of the manifest differ" in (interrupted / "training.log").read_text()
+
+
+def test_another_split_into_micro_batches_goes_on_from_the_checkpoint(
+    recipe: Path, finished: Path, interrupted: Path
+) -> None:
+    flags = ["--batch-size", "1", "--gradient-accumulation-steps", "6"]
+    assert train_in_child(recipe, interrupted, *flags) == 0
+    ours, theirs = weights(interrupted / "checkpoint-8"), weights(finished / "checkpoint-8")
+    # Adam turns rounding of a zero gradient into full steps, so the attention's key biases are left out.
+    gaps = {name: float((ours[name] - theirs[name]).abs().max()) for name in theirs if "k_proj.bias" not in name}
+    assert max(gaps.values()) < 1e-4
+
+
+def test_the_gate_must_be_open(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shut = tmp_path / "shut.toml"
+    shut.write_text("\n".join(line for line in recipe.read_text().splitlines() if "accept_risk" not in line))
+    assert train(shut, tmp_path / "out") == 1
+    assert "caspi audit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-llm-top-layers", "9"], "num_llm_top_layers is 9"),
+        (["--num-processes", "2"], "torchrun --nproc_per_node 2"),
+        (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--base-model", "/nowhere"], "/nowhere"),
+        (["--max-audio-length-seconds", "0.6"], "0 utterances to train on"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_exit_code_2(
+    flags: list[str], message: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(recipe, tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_of_one(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    flags = ["--batch-size", "1", "--gradient-accumulation-steps", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*launcher, *command(recipe, tmp_path, *flags)[1:]], check=True, env=environment)
+    ours, theirs = weights(tmp_path / "checkpoint-8"), weights(finished / "checkpoint-8")
+    gaps = {name: float((ours[name] - theirs[name]).abs().max()) for name in theirs if "k_proj.bias" not in name}
+    assert max(gaps.values()) < 1e-4
+    losses = [[e["eval_loss"] for e in state_of(f)["log_history"] if "eval_loss" in e] for f in (tmp_path, finished)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(NUM_STEPS))
+@pytest.mark.parametrize("planted", [kill_before_step, kill_in_save, kill_before_marker, kill_after_commit])
+def test_a_kill_at_any_step_and_in_any_save_ends_bit_equal(
+    planted: Callable[[int], None], step: int, recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    at = step + (planted is not kill_before_step)
+    first = train_in_child(recipe, tmp_path, "--eval-steps", "1", prepare=lambda: planted(at))
+    assert first == -signal.SIGKILL
+    assert train_in_child(recipe, tmp_path, "--eval-steps", "1") == 0
+    assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
