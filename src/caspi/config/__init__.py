@@ -1,0 +1,90 @@
+"""Every number of a run, by step. The defaults are Round 2 of the deployment guide.
+
+Precedence: these defaults, then the recipe (TOML), then the flags of the running step. A recipe has one table per
+section below; unknown keys are refused. Shared sections change only through a recipe, which is then part of the record.
+"""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThresholds, Validity
+from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
+from caspi.config.data import Prepare
+from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate
+from caspi.config.operations import Check, Env, Plan
+from caspi.config.release import Export, Rollback
+from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
+from caspi.config.train import STRATEGY_A, STRATEGY_B, Stage, Train
+
+__all__ = [
+    "STRATEGY_A",
+    "STRATEGY_B",
+    "Audit",
+    "Calibration",
+    "Check",
+    "Compare",
+    "Count",
+    "CriteriaThresholds",
+    "Demo",
+    "Env",
+    "Estimation",
+    "Evaluate",
+    "Export",
+    "Fraction",
+    "Gate",
+    "Language",
+    "Percent",
+    "Plan",
+    "PlantedAudit",
+    "Positive",
+    "Prepare",
+    "QualityThresholds",
+    "Recipe",
+    "Rollback",
+    "Section",
+    "Stage",
+    "SyntheticSpeech",
+    "TinyBase",
+    "Train",
+    "Validity",
+    "load_recipe",
+    "one_line",
+]
+
+
+class Recipe(Section):
+    language: Language = Language()
+    check: Check = Check()
+    env: Env = Env()
+    plan: Plan = Plan()
+    prepare: Prepare = Prepare()
+    audit: Audit = Audit()
+    gate: Gate = Gate()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
+    export: Export = Export()
+    rollback: Rollback = Rollback()
+    demo: Demo = Demo()
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """Read a TOML recipe over the defaults.
+
+    Raises:
+        ValueError: the file is missing or not TOML, or a key is unknown or out of range; the message names it.
+    """
+    if path is None:
+        return Recipe()
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"recipe {path} cannot be read as TOML: {error}") from None
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"recipe {path}: {one_line(error)}") from None

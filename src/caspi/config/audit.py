@@ -1,0 +1,155 @@
+"""Phase 0: the audit of transcripts against audio, and the gate."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from caspi.config.base import Count, Fraction, Percent, Positive, Section
+
+
+class QualityThresholds(Section):
+    """When an utterance is low quality (AUDIT: definitions of the metrics)."""
+
+    min_coverage: Fraction = 0.6
+    """Below: LOW_COVERAGE. Share of transcript letters in accepted words."""
+    min_confidence: Fraction = 0.5
+    """Below: LOW_CONFIDENCE. 0.5 is "no better than a wrong transcript"."""
+    min_speech_coverage: Fraction = 0.6
+    """Below: UNTRANSCRIBED_SPEECH. Share of speech inside accepted words."""
+    max_untranscribed_seconds: Positive = 2.0
+    """A longer run of speech without text: UNTRANSCRIBED_SPEECH."""
+    min_speech_seconds: Positive = 0.2
+    """Less speech than this: NO_SPEECH."""
+    max_duration_seconds: Positive = 300.0
+    """Longer clips are TOO_LONG for the aligner."""
+    length_ratio_z: Positive = 3.5
+    """Robust z-score of letters per speech second beyond which LENGTH_MISMATCH is raised."""
+    min_characters_per_second: Positive = 5.0
+    """The guide's rule: fewer characters per second of speech is a LENGTH_MISMATCH."""
+    max_characters_per_second: Positive = 20.0
+    """The guide's rule: more characters per second of speech is a LENGTH_MISMATCH."""
+    max_local_letters_per_second: Positive = 40.0
+    """Faster speech over three words is impossible: the words are not accepted."""
+    min_length_ratio_deviation: Positive = 0.10
+    """Least spread of ln(letters per speech second) that `length_ratio_z` is measured in."""
+    max_word_seconds: Positive = 0.4
+    """Longest believable word span: this plus `max_word_seconds_per_letter` for each letter."""
+    max_word_seconds_per_letter: Positive = 0.25
+    max_overrun_seconds: float = 0.16
+    """A span may end this much after the audio (time resolution of the aligner)."""
+    min_span_speech_fraction: Fraction = 0.5
+    """Less speech than this inside a word's span: the word is not accepted."""
+    span_tolerance_seconds: float = 0.08
+    """Widening of a span when its speech is looked for."""
+    span_padding_seconds: float = 0.08
+    """Widening of accepted spans when covered speech is counted."""
+    max_filled_gap_seconds: float = 0.3
+    """Shorter gaps between consecutive accepted words count as covered."""
+    min_collapsed_words: Count = 3
+    """A run of at least so many zero-length words is not accepted."""
+    max_collapsed_letters_fraction: Fraction = 0.25
+    """A shorter run of zero-length words with more than this share of the letters is not accepted."""
+
+
+class Validity(Section):
+    """When an audit may speak at all: it must tell right transcripts from decoys."""
+
+    min_separable_mass: Fraction = 0.5
+    """Share of originals above the 99th percentile of decoys; below: degraded."""
+    min_degraded_separable_mass: Fraction = 0.25
+    """Below: invalid."""
+    min_auc_lower_bound: Fraction = 0.8
+    """Lower 95 % bound of AUC(originals, decoys)."""
+    max_false_acceptance_upper_bound: Fraction = 0.05
+    """Clopper-Pearson 95 % upper bound of the share of decoys accepted."""
+    max_failed_fraction: Fraction = 0.01
+    """More failed alignments than this is a broken tool, not bad data."""
+    min_domain_utterances: Count = 30
+    """Smaller domains are not judged alone."""
+    num_bootstrap_draws: Count = 1000
+
+
+class Estimation(Section):
+    """From the audited sample to the whole manifest."""
+
+    confidence_fraction: Fraction = 0.90
+    """Level of two-sided intervals; each side alone then holds with 95 %."""
+    power_fraction: Fraction = 0.90
+    """Probability with which the recommended number of samples settles the decision."""
+    korn_graubard_below: Count = 5
+    """With fewer low quality utterances than this, the more conservative Korn-Graubard interval is used."""
+    num_bootstrap_draws: Count = 2000
+    """Draws of whole recordings that measure how much utterances of one recording resemble each other."""
+
+
+class Calibration(Section):
+    """Negative controls: wrong pairs made on purpose, on which thresholds are set and detection is measured."""
+
+    word_false_acceptance: tuple[Fraction, ...] = (0.40, 0.30, 0.25, 0.20, 0.15, 0.10, 0.05)
+    """Candidate shares of wrong words accepted; the largest that keeps `max_decoy_acceptance` is taken."""
+    max_decoy_acceptance: Fraction = 0.02
+    """Share of held-out wrong transcripts that may pass as good."""
+    min_domain_words: Count = 200
+    """A domain with fewer control words uses the threshold of all domains together."""
+    max_decoy_length_difference: Fraction = 0.15
+    """A decoy transcript should have the same number of letters, give or take this share."""
+    max_decoy_word_overlap: Fraction = 0.34
+    """Share of a transcript's words that its decoy may contain."""
+    num_control_utterances: int = 180
+    """Utterances on which each further control is tried, spread evenly over the domains; 0: none."""
+    dose_levels: tuple[Fraction, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Shares of foreign words in the dose-response control."""
+    num_dose_utterances: int = 30
+    """Utterances of the dose-response control."""
+    num_self_test_sentences: int = 20
+    """Synthetic sentences that tell a broken tool from bad data; 0: none. Needs the espeak engine."""
+    min_mean_detection: Fraction = 0.80
+    """Mean detection of truncated, incomplete, padded, reordered and half-wrong pairs; below: degraded."""
+    max_dose_correlation: Annotated[float, Field(ge=-1, le=1)] = -0.9
+    """Rank correlation of coverage with the share of wrong words; above: degraded."""
+    max_harmless_rise: Fraction = 0.05
+    """Rise of the flag rate under harmless changes of the audio; more: degraded."""
+
+
+class Audit(Section):
+    """Phase 0: does the transcript match the audio?"""
+
+    manifest: Path = Path("data/manifest.jsonl")
+    output: Path = Path("phase0_audit_results")
+    backend: Literal["tts-dtw", "uniform", "random"] = "tts-dtw"
+    """Aligner. `uniform` and `random` ignore the audio; they exist to show that such an audit ends in AUDIT_INVALID."""
+    reference_voices: tuple[str, ...] = ("",)
+    """Variants of `language.espeak_voice` that `tts-dtw` compares with, for example "" "+f2" "+m3"; the best counts."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.10
+    """Fraction of the manifest that is audited (not the audio sampling rate)."""
+    num_samples: int | None = None
+    """Number of utterances audited; overrides `sample_rate`."""
+    seed: int = 42
+    domain_shares: dict[str, Fraction] = {"whatsapp_noisy": 0.4, "kan_clean": 0.4, "long_tail": 0.2}
+    """Shares of the sample by domain; shortages are redistributed and reported."""
+    gate: Literal["evidence", "point"] = "evidence"
+    """`evidence` demands an upper bound below 10 %; `point` is the guide's plain rule."""
+    proceed_below_pct: Percent = 10.0
+    stop_above_pct: Percent = 15.0
+    domain_alert_pct: Percent = 20.0
+    """A domain whose lower bound exceeds this blocks PROCEED."""
+    num_processes: int = 0
+    """Alignment worker processes; 0: one per core."""
+    quality: QualityThresholds = QualityThresholds()
+    estimation: Estimation = Estimation()
+    calibration: Calibration = Calibration()
+    validity: Validity = Validity()
+
+
+class Gate(Section):
+    """Show the Phase 0 decision and record who signed it off."""
+
+    report: Path = Path("phase0_audit_results/alignment_report.json")
+    signoff: str | None = None
+    """Append this reviewer's name, the date, the decision and the report's hash to `signoff_file`."""
+    signoff_file: Path = Path("phase0_signoff.txt")
+    accept_risk: str | None = None
+    """Open the gate although the report does not allow it; the reason is recorded."""
+    max_age_days: Positive = 30.0
+    """An older report does not open the gate."""

@@ -1,0 +1,74 @@
+"""Before the run: tracking settings, readiness, cost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from caspi.config.base import Count, Fraction, Positive, Section
+
+
+class Env(Section):
+    """Ask for the tracking and cache settings, write them as shell exports; secrets are never written."""
+
+    output: Path = Path(".caspi.env")
+    """Shell file that `scripts/setup_wandb.sh` sources."""
+    wandb_project: str = "qwen3-asr-hebrew"
+    """Offered as the project name; `WANDB_PROJECT` comes first."""
+    wandb_run_name: str = "round2-gradual-unfreezing"
+    """Offered as the run name; `WANDB_RUN_NAME` comes first."""
+    cuda_visible_devices: str = "0,1"
+    """Exported as CUDA_VISIBLE_DEVICES unless that is set."""
+    pytorch_cuda_alloc_conf: str = "expandable_segments:True"
+    """Exported as PYTORCH_CUDA_ALLOC_CONF unless that is set."""
+
+
+class Check(Section):
+    """Is this machine ready to train?"""
+
+    fetch: bool = False
+    """Download models and datasets beforehand; interrupted downloads continue."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of lines."""
+    timeout_seconds: Positive = 4.0
+    """Time each question to a server may take."""
+    fetch_attempts: Count = 5
+    """Tries per download before it counts as failed."""
+    num_gpus: Count = 2
+    min_gpu_memory_gib: Positive = 39.0
+    """Memory of each GPU; an A100-40GB reports 39.4."""
+    min_ram_gib: Positive = 117.0
+    """The guide asks for 128 GB, which is 119.2 GiB; machines report a little less than they are sold with."""
+    models_gib: Positive = 8.0
+    """Disk for Qwen3-ASR-1.7B and the forced aligner in bf16, with room for the Round 1 model."""
+    datasets_gib: Positive = 50.0
+    """Disk for the training datasets (the guide's figure)."""
+    checkpoint_gib: Positive = 13.3
+    """Disk of one checkpoint of strategy A with the tied matrix: weights and Adam state."""
+    max_clock_skew_seconds: Positive = 60.0
+
+
+class Plan(Section):
+    """What a run will need before anything is rented. All rates are predictions until measured."""
+
+    gpu: str = "A100-40GB"
+    """GPU model, see `ops.cost.GPUS`."""
+    num_gpus: Count = 2
+    price: Positive | None = None
+    """USD per hour for all GPUs together; default: the dated table in `ops.cost`."""
+    mfu_fraction: Annotated[float, Field(gt=0, le=1)] = 0.04
+    """Share of the GPU's peak that training reaches. 0.04 is what Round 1 reached on A100s with the official script."""
+    num_utterances: Count = 73_579
+    """Training utterances when the manifest does not exist yet."""
+    mean_duration_seconds: Positive = 5.7
+    """Mean length when the manifest does not exist yet."""
+    target_tokens_per_second: Positive = 4.0
+    """Transcript tokens per second of audio, counted on Hebrew with the model's tokenizer."""
+    evaluation_hours: Positive = 2.0
+    buffer_hours: float = Field(default=1.0, ge=0)
+    """Paid time for restarts."""
+    max_memory_fraction: Fraction = 0.95
+    """More of the card's memory than this does not fit."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of tables."""

@@ -1,0 +1,111 @@
+"""The demo: synthetic speech, tiny models, audits with known answers."""
+
+from pathlib import Path
+from typing import Literal
+
+from caspi.config.base import Count, Fraction, Language, Positive, Section
+
+
+class SyntheticSpeech(Section):
+    """How the synthetic corpus sounds. Pairs are the two ends of a uniform range."""
+
+    voices: tuple[str, ...] = ("+f1", "+f2", "+f3", "+f5", "+m1", "+m2", "+m3", "+m5", "+m7")
+    """Variants of `language.espeak_voice` that speak the training and the audit corpus."""
+    held_out_voices: tuple[str, ...] = ("+f4", "+m4", "+m6")
+    """Variants that only test sets use. The plain voice is left for `tts-dtw` and the test set `saspeech`."""
+    speakers_per_voice: Count = 4
+    """A speaker is a voice with a pitch and a rate of its own."""
+    rate_wpm: tuple[int, int] = (130, 200)
+    """Words per minute, drawn per speaker; an utterance differs by up to `rate_spread_wpm`, inside the same range."""
+    rate_spread_wpm: int = 10
+    pitch: tuple[int, int] = (30, 75)
+    """espeak-ng's 0 to 100, drawn per speaker."""
+    word_gaps: tuple[int, ...] = (0, 0, 2, 8)
+    """Extra pauses between words, in 10 ms at the default rate; one is drawn per utterance."""
+    edge_silence_seconds: tuple[float, float] = (0.1, 0.5)
+    """Silence before the first and after the last word, drawn separately."""
+    level_dbfs: tuple[float, float] = (-36.0, -26.0)
+    """Power of active speech against full scale."""
+    clean_snr_db: tuple[float, float] = (33.0, 37.0)
+    """Speech to noise in `kan_clean`."""
+    noisy_snr_db: tuple[float, float] = (8.0, 15.0)
+    """Speech to noise inside the telephone band in `whatsapp_noisy`, before the codec."""
+    long_tail_snr_db: tuple[float, float] = (20.0, 35.0)
+    """Speech to noise in `long_tail`."""
+    long_tail_seconds: tuple[float, float] = (21.5, 28.5)
+    """Duration aimed at in `long_tail`; a sentence ends with the word that comes nearest."""
+
+    def speaker_voices(self, language: Language, held_out: bool = False) -> tuple[str, ...]:
+        return tuple(language.espeak_voice + variant for variant in (self.held_out_voices if held_out else self.voices))
+
+
+class PlantedAudit(Section):
+    """An audit of the demo whose answer is known."""
+
+    name: str
+    defect_fraction: Fraction
+    """Share of utterances with a planted defect."""
+    backend: Literal["tts-dtw", "uniform"] = "tts-dtw"
+    expected: Literal["PROCEED", "CAUTION", "STOP", "AUDIT_INVALID"]
+
+
+class Demo(Section):
+    """The whole flow on synthetic Hebrew speech and tiny real models: no network, no GPU."""
+
+    output: Path = Path("demo")
+    seconds_budget: Positive = 300.0
+    """Time the demo may take on two cores; longer is said at the end."""
+    seed: int = 42
+    rebuild_base: bool = False
+    """Train the tiny base checkpoint again instead of using the one that ships."""
+    audits: tuple[PlantedAudit, ...] = (
+        PlantedAudit(name="2-percent", defect_fraction=0.02, expected="PROCEED"),
+        PlantedAudit(name="11-percent", defect_fraction=0.11, expected="CAUTION"),
+        PlantedAudit(name="25-percent", defect_fraction=0.25, expected="STOP"),
+        PlantedAudit(name="blind-aligner", defect_fraction=0.02, backend="uniform", expected="AUDIT_INVALID"),
+    )
+    num_audit_utterances: Count = 300
+    """Utterances of each small audit corpus; all of them are audited."""
+    num_train_utterances: Count = 1000
+    num_validation_utterances: Count = 60
+    num_test_utterances: Count = 100
+    """Utterances of each of the four test sets."""
+    vocabulary_size: Count = 40
+    """Words of the lexicon that training and test sentences are made of; the tiny base knows these."""
+    num_words: tuple[int, int] = (1, 4)
+    """Shortest and longest training sentence in words."""
+    train_domain_shares: dict[str, Fraction] = {"kan_clean": 0.4, "whatsapp_noisy": 0.6}
+    speech: SyntheticSpeech = SyntheticSpeech()
+
+
+class TinyBase(Section):
+    """How the tiny checkpoint that stands for the published model learns clean synthetic speech."""
+
+    seed: int = 0
+    vocabulary_size: Count = 40
+    """First words of the lexicon; the base knows no others."""
+    num_words: tuple[int, int] = (1, 5)
+    """Shortest and longest training sentence in words."""
+    snr_db: tuple[float, float] = (15.0, 37.0)
+    """Speech to noise of the training utterances: full band, no codec, from plainly audible noise to none."""
+    num_utterances: Count = 3000
+    """Training utterances, seen again and again."""
+    num_test_utterances: Count = 100
+    """Of each of the test sets that the WERs in build.json come from."""
+    batch_size: Count = 24
+    length_group: Count = 4
+    """Batches that are drawn at once and formed by duration, of which one is used."""
+    num_encoder_steps: Count = 700
+    """First the encoder alone: its frames learn to name words (CTC)."""
+    encoder_learning_rate: Positive = 3e-3
+    num_steps: Count = 1600
+    """Then everything, by the loss on the transcript."""
+    learning_rate: Positive = 2e-3
+    warmup_steps: Count = 50
+    final_rate_fraction: Fraction = 0.05
+    """Rates fall in a straight line to this share of their peak."""
+    ctc_weight: Fraction = 0.3
+    """Weight of the encoder's loss beside the transcript's."""
+    weight_decay: float = 0.01
+    adam_beta2: Fraction = 0.98
+    max_grad_norm: Positive = 1.0
