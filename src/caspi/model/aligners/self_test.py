@@ -1,0 +1,34 @@
+"""Control P3: synthetic Hebrew against decoys tells a broken tool from bad data (AUDIT section 4)."""
+
+import importlib.util
+from typing import Any
+
+from caspi.config import Recipe
+from caspi.model.aligners.battery import Task, run_tasks
+from caspi.speech.calibration import Measured
+from caspi.speech.controls import DECOY, ORIGINAL, PlannedPair
+from caspi.speech.sampling import seeded_generator
+from caspi.speech.synth import lexicon
+from caspi.speech.validity import separation
+
+SENTENCE_WORDS = 8
+
+
+def self_test(recipe: Recipe) -> dict[str, Any] | None:
+    """Separation of synthetic sentences from their decoys, and whether it suffices; None without the espeak engine."""
+    settings = recipe.audit
+    count = settings.calibration.num_self_test_sentences
+    if count == 0 or importlib.util.find_spec("espeakng_loader") is None:
+        return None
+    generator = seeded_generator(settings.seed, "self-test")
+    size = (2, count, SENTENCE_WORDS)
+    spoken, other = generator.choice(lexicon(), size=size).tolist()
+    tasks = [
+        Task(f"self-test-{i}", "", 0.0, 0.0, (PlannedPair(ORIGINAL, words), PlannedPair(DECOY, decoy)), words)
+        for i, (words, decoy) in enumerate(zip(map(tuple, spoken), map(tuple, other), strict=True))
+    ]
+    measured = [Measured(o.id, "self-test", 0, o.pairs) for o in run_tasks(tasks, recipe)]
+    apart = separation(measured, settings.validity.num_bootstrap_draws, settings.seed)
+    if apart is None:
+        return {"num_pairs": 0, "passed": False}
+    return {**apart._asdict(), "passed": apart.separable_mass >= settings.validity.min_separable_mass}
