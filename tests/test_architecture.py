@@ -10,10 +10,24 @@ import pytest
 import caspi
 
 PACKAGE = Path(caspi.__file__).parent
-FLOW = ["env", "check", "plan", "prepare", "audit", "gate", "train", "evaluate", "compare", "report", "demo"]
+FLOW = [
+    "env",
+    "check",
+    "plan",
+    "prepare",
+    "audit",
+    "gate",
+    "train",
+    "evaluate",
+    "compare",
+    "export",
+    "rollback",
+    "report",
+    "demo",
+]
 FOUNDATION = {"config", "records"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
-WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan"]
+WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan", "rollback"]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -24,6 +24,9 @@ STEPS = {
     "train": "gradual unfreezing, stage by stage; resumes by itself",
     "evaluate": "one model over the test sets",
     "compare": "Round 1 against Round 2, with intervals and success criteria",
+    "export": "a checkpoint as a folder to serve and publish, with proof",
+    "rollback": "back up, go back to a model that works, record what is served",
+    "report": "write the demo's page again from its files",
 }
 """In the order of the flow."""
 

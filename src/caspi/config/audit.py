@@ -119,7 +119,7 @@ class Audit(Section):
     output: Path = Path("phase0_audit_results")
     backend: Literal["tts-dtw", "uniform", "random"] = "tts-dtw"
     """Aligner. `uniform` and `random` ignore the audio; they exist to show that such an audit ends in AUDIT_INVALID."""
-    reference_voices: tuple[str, ...] = ("",)
+    reference_voices: tuple[str, ...] = ("", "+f3")
     """Variants of `language.espeak_voice` that `tts-dtw` compares with, for example "" "+f2" "+m3"; the best counts."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.10
     """Fraction of the manifest that is audited (not the audio sampling rate)."""

@@ -18,8 +18,6 @@ from caspi.records import RunFailed
 from caspi.speech.audio import SAMPLE_RATE_HZ
 from caspi.speech.augment import (
     CODECS,
-    FULL_BAND_HZ,
-    TELEPHONE_BAND_HZ,
     active_power,
     codec_round_trip,
     noise_floor,
@@ -229,7 +227,7 @@ def through_channel(
     noisy = plan.domain == "whatsapp_noisy"
     if noisy:
         speech = telephone_band(speech)
-    samples = noise_floor(speech, snr_db, rng, TELEPHONE_BAND_HZ if noisy else FULL_BAND_HZ)
+    samples = noise_floor(speech, snr_db, rng)
     if with_speech:
         samples = samples + speech
     return codec_round_trip(samples, sorted(CODECS)[int(rng.integers(len(CODECS)))]) if noisy else samples
