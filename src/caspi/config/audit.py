@@ -109,7 +109,7 @@ class Calibration(Section):
     max_dose_correlation: Annotated[float, Field(ge=-1, le=1)] = -0.9
     """Rank correlation of coverage with the share of wrong words; above: degraded."""
     max_harmless_rise: Fraction = 0.05
-    """Rise of the flag rate under harmless changes of the audio; more: degraded."""
+    """Rise of the flag rate under harmless changes of the audio, lower 95 % bound; more: degraded."""
 
 
 class Audit(Section):

@@ -74,9 +74,9 @@ class Demo(Section):
     """Utterances of each of the four test sets."""
     vocabulary_size: Count = 39
     """Words of the lexicon that training and test sentences are made of; the tiny base knows these."""
-    num_words: tuple[int, int] = (3, 6)
+    num_words: tuple[int, int] = (4, 6)
     """Shortest and longest training sentence in words; shorter ones are hard to audit."""
-    train_domain_shares: dict[str, Fraction] = {"kan_clean": 0.45, "whatsapp_noisy": 0.55}
+    train_domain_shares: dict[str, Fraction] = {"kan_clean": 0.5, "whatsapp_noisy": 0.5}
     speech: SyntheticSpeech = SyntheticSpeech()
 
 

@@ -15,6 +15,7 @@ from caspi.speech.sampling import clopper_pearson, seeded_generator
 
 Status = Literal["valid", "degraded", "invalid", "too_small"]
 BLOCK_DRAWS = 100
+Z_ONE_SIDED_95 = 1.645
 FALSE_ACCEPTANCE_ALPHA = 0.10
 """Two-sided level whose upper end is the one-sided 95 % bound."""
 
@@ -96,7 +97,10 @@ def control_table(
 
 
 def harmless_rise(measured: Sequence[Measured], thresholds: Thresholds, settings: Audit) -> float | None:
-    """Rise of the flagged share under changes of the audio that leave the transcript right."""
+    """Rise of the flagged share under changes of the audio that leave the transcript right.
+
+    The lower one-sided 95 % bound of the paired mean: a handful of controls must not degrade an audit by chance.
+    """
     changes = [
         bool(judge(item, control, thresholds, settings).reasons)
         - bool(judge(item, ORIGINAL, thresholds, settings).reasons)
@@ -104,7 +108,9 @@ def harmless_rise(measured: Sequence[Measured], thresholds: Thresholds, settings
         for control in HARMLESS
         if control in item.pairs and ORIGINAL in item.pairs
     ]
-    return float(np.mean(changes)) if changes else None
+    if not changes:
+        return None
+    return float(np.mean(changes) - Z_ONE_SIDED_95 * np.std(changes) / np.sqrt(len(changes)))
 
 
 def dose_response(table: Mapping[str, Mapping[str, Any]], levels: Sequence[float]) -> tuple[list[Any], float | None]:
@@ -167,7 +173,7 @@ def assess(
             "mean_detection", float(np.mean(detection)) if detection else None, demands.min_mean_detection, "degraded"
         ),
         _at_most("dose_correlation", correlation, demands.max_dose_correlation, "degraded"),
-        _at_most("harmless_rise", rise, demands.max_harmless_rise, "degraded"),
+        _at_most("harmless_rise_lower_bound", rise, demands.max_harmless_rise, "degraded"),
     ]
     return Validity(
         status=overall_status(checks),
