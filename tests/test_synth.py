@@ -113,8 +113,10 @@ def test_domains_have_their_signal_to_noise_ratio(domain: Domain, low_db: float,
 
 
 def test_only_the_noisy_domain_is_a_telephone() -> None:
+    quiet = SETTINGS.model_copy(update={"noisy_snr_db": (60.0, 60.0), "clean_snr_db": (60.0, 60.0)})
+
     def above_4_khz_db(domain: Domain) -> float:
-        frequencies, power = welch(render(first_of(domain), SETTINGS).samples, 16_000, nperseg=1024)
+        frequencies, power = welch(render(first_of(domain), quiet).samples, 16_000, nperseg=1024)
         return float(10 * np.log10(power[frequencies > 4200].sum() / power.sum()))
 
     assert above_4_khz_db("whatsapp_noisy") < -30 < above_4_khz_db("kan_clean") + 10
