@@ -18,7 +18,7 @@ local-wheels:
 	@ln -sf $(foreach folder,$(WHEELS),$(wildcard $(folder)/torch-*+cpu-*.whl)) requirements/wheels/ 2>/dev/null || true
 
 .uv/bin/uv:
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv --require-hashes --requirements requirements/uv.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv --require-hashes --requirement requirements/uv.txt
 
 $(BIN)/python: | $(UV)
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv
@@ -27,10 +27,10 @@ demo: setup
 	$(BIN)/caspi demo
 
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: setup
-	$(BIN)/pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "slow or not slow"
 
 check: setup
 	$(BIN)/ruff check .
