@@ -8,10 +8,13 @@ import pytest
 
 from caspi import compare
 from caspi.config import Compare, Evaluate, Gate, Recipe
-from caspi.records import Prediction, write_json, write_jsonl
+from caspi.records import Clip, Prediction, Utterance, write_json, write_jsonl
 
 WORDS_PER_CLIP = 12
-SETTINGS = {"transcriber": {"prompt": "language Hebrew<asr_text>", "num_beams": 1}, "test_sets": {"d1": "hash"}}
+SETTINGS: dict[str, Any] = {
+    "transcriber": {"prompt": "language Hebrew<asr_text>", "num_beams": 1},
+    "test_sets": {"d1": "hash"},
+}
 
 
 def write_round(
@@ -281,3 +284,94 @@ def test_a_missing_training_run_is_refused(tmp_path: Path) -> None:
     rounds = [write_round(tmp_path / f"r{rate}", rate, 40) for rate in (0.15, 0.14)]
     with pytest.raises(ValueError, match=r"training run .* does not exist"):
         compare.run(recipe_for(tmp_path, *rounds, train_run=tmp_path / "nowhere"))
+
+
+def test_control_sets_stay_out_of_the_averages_and_a_spoilt_one_makes_the_answer_no(tmp_path: Path) -> None:
+    round1, round2 = write_round(tmp_path / "r1", 0.15), write_round(tmp_path / "r2", 0.12)
+    assert compare.run(recipe_for(tmp_path, round1, round2, control_sets=["whatsapp"])) == 0
+    assert set(whole_rows(tmp_path)) == {"d1", "mean_wer", "pooled_wer"}
+    assert whole_rows(tmp_path)["pooled_wer"]["num_utterances"] == 400
+    (control,) = result_of(tmp_path)["controls"]
+    assert (control["test_set"], control["outcome"]) == ("whatsapp", "met")
+    assert criteria_of(tmp_path)["control whatsapp: WER rises by at most 0.02"]["outcome"] == "met"
+    spoilt = write_round(tmp_path / "spoilt", 0.25, test_sets=("whatsapp",))
+    merged = [
+        *(round2 / "predictions.jsonl").read_text().splitlines(keepends=True)[:400],
+        *(spoilt / "predictions.jsonl").read_text().splitlines(keepends=True),
+    ]
+    (round2 / "predictions.jsonl").write_text("".join(merged))
+    assert compare.run(recipe_for(tmp_path, round1, round2, control_sets=["whatsapp"])) == 1
+    assert whole_rows(tmp_path)["pooled_wer"]["verdict"] == "better"
+    assert criteria_of(tmp_path)["control whatsapp: WER rises by at most 0.02"]["outcome"] == "missed"
+
+
+def test_a_test_clip_that_was_trained_on_makes_the_answer_no(tmp_path: Path) -> None:
+    rounds = [write_round(tmp_path / f"r{rate}", rate) for rate in (0.15, 0.12)]
+    audio = {"audio_filepath": "/a.flac", "offset": 0.0, "duration": 2.0, "source_sha256": "f"}
+    write_jsonl(rounds[0] / "clips.jsonl", [Clip.model_validate({"test_set": "d1", "id": "d1-0", **audio})])
+    clean = Utterance(id="t0", audio_filepath="/b.flac", text="אחר", duration=2.0, domain="x", source_sha256="g")
+    write_jsonl(tmp_path / "manifest.jsonl", [clean])
+    recipe = recipe_for(tmp_path, *rounds, train_manifest=tmp_path / "manifest.jsonl")
+    assert compare.run(recipe) == 0
+    assert result_of(tmp_path)["leakage"]["test_sets"]["d1"]["audio"] == 0
+    write_jsonl(tmp_path / "manifest.jsonl", [clean.model_copy(update={"source_sha256": "f"})])
+    assert compare.run(recipe) == 1
+    assert "d1: 1 of 400 clips are in the training manifest with the same audio" in result_of(tmp_path)["warnings"]
+
+
+def test_the_manifest_of_the_training_run_is_searched_for_test_clips(tmp_path: Path) -> None:
+    rounds = [write_round(tmp_path / f"r{rate}", rate, 40) for rate in (0.15, 0.14)]
+    known = Utterance(id="t0", audio_filepath="/b.flac", text="אחר", duration=2.0, domain="x", group_id="speaker-3")
+    write_jsonl(tmp_path / "manifest.jsonl", [known])
+    train = {"manifest": str(tmp_path / "manifest.jsonl"), "stages": []}
+    write_json(tmp_path / "train" / "run.json", {"recipe": {"train": train}})
+    compare.run(recipe_for(tmp_path, *rounds, train_run=tmp_path / "train"))
+    assert result_of(tmp_path)["leakage"]["test_sets"]["d1"]["group"] == 1
+
+
+def test_beam_search_is_judged_by_a_second_evaluation_of_round_2(tmp_path: Path) -> None:
+    round1, round2 = write_round(tmp_path / "r1", 0.15), write_round(tmp_path / "r2", 0.12)
+    beams = {"transcriber": {**SETTINGS["transcriber"], "num_beams": 5}, "test_sets": {}}
+    name = "beam search improves the mean WER by at least 0.5%"
+    for rate, outcome in ((0.09, "met"), (0.121, "missed")):
+        folder = write_round(tmp_path / f"beams{rate}", rate, settings=beams)
+        compare.run(recipe_for(tmp_path, round1, round2, round2_beams=folder))
+        found = criteria_of(tmp_path)[name]
+        assert (found["outcome"], found["evidence"]) == (outcome, "predictions with beams")
+    claims = {claim["name"]: claim["files"] for claim in result_of(tmp_path)["ledger"]["claims"]}
+    assert claims[f"criterion: {name}"] == ["round2", "round2_beams"]
+    with pytest.raises(ValueError, match="num_beams is 1; evaluate Round 2 with --num-beams 5"):
+        compare.run(recipe_for(tmp_path, round1, round2, round2_beams=round2))
+
+
+def test_beams_of_another_model_are_refused(tmp_path: Path) -> None:
+    round1 = write_round(tmp_path / "r1", 0.15, 40)
+    round2 = write_round(tmp_path / "r2", 0.12, 40, settings={**SETTINGS, "model_files_sha256": {"a": "1"}})
+    beams = {"transcriber": {**SETTINGS["transcriber"], "num_beams": 5}, "model_files_sha256": {"a": "2"}}
+    folder = write_round(tmp_path / "beams", 0.1, 40, settings=beams)
+    with pytest.raises(ValueError, match="is of another model than"):
+        compare.run(recipe_for(tmp_path, round1, round2, round2_beams=folder))
+
+
+def test_one_server_is_not_asked_for_both_rounds(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, "round-1", "round-2")
+    recipe = recipe.model_copy(update={"evaluate": Evaluate(server="http://localhost:8000/v1")})
+    with pytest.raises(ValueError, match="run caspi evaluate for each round and give compare their folders"):
+        compare.run(recipe)
+
+
+def test_rounds_through_the_transcription_route_carry_a_warning(tmp_path: Path) -> None:
+    settings = {"transcriber": {"prompt": None, "route": "transcription"}}
+    rounds = [write_round(tmp_path / f"r{rate}", rate, 40, settings=settings) for rate in (0.15, 0.14)]
+    compare.run(recipe_for(tmp_path, *rounds))
+    assert any(
+        "Round 2: transcribed through the transcription route" in text for text in result_of(tmp_path)["warnings"]
+    )
+
+
+def test_what_a_folder_alone_shows_is_unverified(tmp_path: Path) -> None:
+    rounds = [write_round(tmp_path / f"r{rate}", rate, 40) for rate in (0.15, 0.14)]
+    (tmp_path / "train").mkdir()
+    compare.run(recipe_for(tmp_path, *rounds, train_run=tmp_path / "train"))
+    assert "criterion: no checkpoint is damaged or lost" in result_of(tmp_path)["ledger"]["unverified"]
+    assert "(unverified: no file proves it)" in (tmp_path / "out" / "comparison.html").read_text()

@@ -13,7 +13,7 @@ from caspi.config import Evaluate, Recipe
 from caspi.model.checkpoint import save_asr
 from caspi.model.tiny import build_tiny_asr
 from caspi.model.transcribers import Transcription
-from caspi.records import Prediction, Utterance, read_jsonl, write_jsonl
+from caspi.records import Clip, Prediction, Utterance, read_jsonl, write_jsonl
 from caspi.speech.audio import write_audio
 
 WORDS = ("שלום", "ילד", "בית", "ספר", "חלון", "שמש")
@@ -22,13 +22,18 @@ WORDS = ("שלום", "ילד", "בית", "ספר", "חלון", "שמש")
 class CountingTranscriber:
     """Writes the length of each clip; can stop like a killed process before a given call."""
 
+    num_concurrent = 1
+    batch_size = 3
+    folder = None
+    packages: tuple[str, ...] = ()
+
     def __init__(self, stop_before_call: int | None = None, model: str = "m") -> None:
         self.stop_before_call = stop_before_call
         self.model = model
         self.num_calls = 0
         self.lengths: list[int] = []
 
-    def transcribe(self, audios: Sequence[np.ndarray]) -> list[Transcription]:
+    def transcribe(self, audios: Sequence[np.ndarray], language: str | None = None) -> list[Transcription]:
         if self.num_calls == self.stop_before_call:
             raise KeyboardInterrupt
         self.num_calls += 1
@@ -75,7 +80,7 @@ def recipe_for(output: Path, manifest: Path, checkpoint: Path, **fields: Any) ->
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, transcriber: CountingTranscriber) -> int:
-    monkeypatch.setattr(evaluate, "load_transcriber", lambda _: transcriber)
+    monkeypatch.setattr(evaluate, "load_transcriber", lambda *_: transcriber)
     return evaluate.run(recipe)
 
 
@@ -249,3 +254,54 @@ def test_synthetic_hebrew_speech_is_evaluated_as_test_sets_of_the_guide(
     rows = predictions_of(tmp_path)
     assert list(dict.fromkeys(row.test_set for row in rows)) == list(asr_corpus.test_sets)
     assert len(rows) == 24
+
+
+def test_clips_that_were_trained_on_are_named_before_scoring(
+    tmp_path: Path,
+    manifest: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = recipe_for(tmp_path, manifest, checkpoint, train_manifest=manifest, min_leak_words=2)
+    assert run_with(monkeypatch, recipe, CountingTranscriber()) == 0
+    report = json.loads((tmp_path / "leakage.json").read_text())
+    assert report["test_sets"]["d1"] == {"num_clips": 10, "audio": 0, "recording": 0, "transcript": 10, "group": 10}
+    assert "WARNING: d1: 10 of 10 clips have the words of a training utterance" in capsys.readouterr().out
+
+
+def test_where_the_audio_is_stays_beside_the_predictions(
+    tmp_path: Path, manifest: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, recipe_for(tmp_path, manifest, checkpoint), CountingTranscriber())
+    clips = list(read_jsonl(tmp_path / "clips.jsonl", Clip))
+    assert [(clip.test_set, clip.id) for clip in clips] == [("d1", f"u{index}") for index in range(10)]
+    assert all(Path(clip.audio_filepath).is_file() for clip in clips)
+
+
+def test_a_language_for_a_test_set_that_does_not_exist_is_refused(
+    tmp_path: Path, manifest: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(ValueError, match="languages names english, which is no test set"):
+        evaluate.run(recipe_for(tmp_path, manifest, checkpoint, languages={"english": "English"}))
+
+
+def test_failed_clips_are_named_at_the_end_with_the_way_out(
+    tmp_path: Path,
+    manifest: Path,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(manifest.parent, folder)
+    for index in range(7):
+        (folder / f"{index}.flac").unlink()
+    recipe = recipe_for(tmp_path / "out", folder / "manifest.jsonl", checkpoint)
+    assert run_with(monkeypatch, recipe, CountingTranscriber()) == 3
+    lines = capsys.readouterr().out.splitlines()[-7:]
+    assert lines[0].startswith(
+        "MISSING: 7 of 10 clips have no text (7 AUDIO_MISSING); all their words count as deleted."
+    )
+    assert lines[1].startswith("  d1/u0: AUDIO_MISSING: ")
+    assert lines[-1] == "  and 2 more in predictions.jsonl"

@@ -9,6 +9,7 @@ from sclite_pair import sclite_pair
 
 from caspi.config import Evaluate
 from caspi.records import Prediction
+from caspi.speech.predictions import Timing
 from caspi.speech.score import ErrorCounts, cer, count_character_errors, count_word_errors, pool, wer
 from caspi.speech.scoreboard import averages_of, benchmark_csv, bucket_of, has_loop, scores_of
 
@@ -138,9 +139,10 @@ def test_a_loop_is_a_pattern_of_at_most_twenty_characters_often_in_a_row() -> No
 
 def test_the_benchmark_table_has_one_row_per_test_set_with_fractions() -> None:
     whole = [score for score in scores_of([prediction(0, "א ב", "א ג")], "he", Evaluate()) if score.bucket == "all"]
-    header, row = benchmark_csv(whole, {"d1": 2.5}).splitlines()
+    header, row = benchmark_csv(whole, {"d1": Timing(4.0, 2.5)}, "chat").splitlines()
     values = dict(zip(header.split(","), row.split(","), strict=True))
     assert values["dataset"] == "d1"
     assert float(values["wer"]) == 0.5
     assert [values[key] for key in ("samples", "S", "D", "I", "words")] == ["1", "1", "0", "0", "2"]
-    assert float(values["total_time"]) == 2.5
+    assert (float(values["avg_latency"]), float(values["total_time"])) == (4.0, 2.5)
+    assert (values["hebrew_fraction"], values["route"]) == ("1.0", "chat")

@@ -74,9 +74,9 @@ def test_a_text_that_reaches_the_limit_says_length_and_one_that_ends_says_stop(c
     model, processor = build_tiny_asr(seed=3)
     (cut_off,) = texts((model, processor), clips[:1], max_new_tokens=12)
     assert cut_off.finish_reason == "length"
-    ids = processor.tokenizer(cut_off.text, add_special_tokens=False)["input_ids"]
-    end = ids[-1]
-    model.generation_config.eos_token_id = [end]
+    inputs = processor(text=[prompt_text(processor, "Hebrew")], audio=clips[:1], sampling_rate=16_000)
+    written = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :].tolist()  # type: ignore[misc]
+    model.generation_config.eos_token_id = [written[-1]]
     (ended,) = texts((model, processor), clips[:1], max_new_tokens=12)
     assert ended.finish_reason == "stop"
     assert cut_off.text.startswith(ended.text)

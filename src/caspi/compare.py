@@ -1,47 +1,74 @@
 """Round 1 against Round 2 on the same clips: error rates with intervals, verdicts, and the success criteria.
 
 Takes two models, which are evaluated first, or two folders of predictions. Writes round2_comparison.csv (rates are
-fractions) and comparison.json beside it. Exit code 0: the pooled verdict is `better` and no test set is `worse`; 1: the
-comparison was made but does not say so; 3: clips failed, so that the rates are not the models'.
+fractions), and beside it comparison.json with the source of every number, and comparison.html. Exit code 0: the pooled
+verdict is `better`, no test set is `worse`, no control set is spoilt, and no clip was trained on; 1: the comparison was
+made but does not say so; 3: clips failed, so that the rates are not the models'.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from caspi.config import Recipe
-from caspi.ops.criteria import judge, read_object, read_training_evidence
+from caspi.ops.comparison_page import comparison_page
+from caspi.ops.comparison_tables import comparison_csv, controls_table, criteria_table, table, words_table
+from caspi.ops.criteria import TrainingEvidence, judge, read_object, read_training_evidence
+from caspi.ops.ledger import build_ledger, claims_of, criterion_claims
+from caspi.ops.rounds import (
+    Round,
+    cautions_about,
+    check_same_clips,
+    check_same_settings,
+    clips_of,
+    in_order_of,
+    provenance,
+)
 from caspi.records import (
+    Clip,
+    ComparedControl,
     ComparedSet,
+    ComparedWords,
     Criterion,
     ExitCode,
     Prediction,
     RunFailed,
     read_jsonl,
-    sha256_of_file,
+    read_manifest,
     write_atomically,
     write_json,
 )
 
 PREDICTIONS = "predictions.jsonl"
-COLUMNS = (
-    *("Dataset", "Round 1 WER", "Round 2 WER", "Improvement", "Low", "High", "Verdict", "p", "MAPSSWE p"),
-    *("Utterances", "Words", "Blocks", "Utterances needed", "Round 1 CER", "Round 2 CER", "Note"),
-)
-MAX_NAMED = 3
-"""Ids that an error message names."""
+BEAMS_EVIDENCE = "predictions with beams"
 
 
-class Round(NamedTuple):
-    source: str
-    path: Path
-    """predictions.jsonl"""
-    predictions: list[Prediction]
-    run: dict[str, Any]
-    """run.json beside it; empty when there is none."""
+class Rounds(NamedTuple):
+    """All rounds hold the same clips in the same order."""
+
+    round1: Round
+    round2: Round
+    beams: Round | None
+    """Round 2 with beam search."""
+
+
+class Findings(NamedTuple):
+    rows: list[ComparedSet]
+    words: list[ComparedWords]
+    controls: list[ComparedControl]
+    behaviour: dict[str, list[Any]]
+    leakage: dict[str, Any] | None
+    """None without a training manifest."""
+    criteria: list[Criterion]
+    cautions: list[str]
+
+    @property
+    def is_better(self) -> bool:
+        whole = {row.test_set: row.verdict for row in self.rows if row.bucket == "all"}
+        is_spoilt = any(control.outcome == "missed" for control in self.controls)
+        leaked = self.leakage and any(row["audio"] for row in self.leakage["test_sets"].values())
+        return whole["pooled_wer"] == "better" and "worse" not in whole.values() and not is_spoilt and not leaked
 
 
 def run(recipe: Recipe) -> int:
@@ -51,28 +78,116 @@ def run(recipe: Recipe) -> int:
         ValueError: a round cannot be read, or the rounds are not of the same clips, references and prompt.
         RunFailed: a model could not be evaluated.
     """
-    from caspi.speech.contrast import compare_rounds
+    section = recipe.compare
+    rounds = load_rounds(recipe)
+    clips = clips_of(rounds.round1) or clips_of(rounds.round2)
+    findings = find(recipe, rounds, clips)
+    json_path, html_path = (section.output.with_name(f"comparison.{suffix}") for suffix in ("json", "html"))
+    content = report(recipe, rounds, findings, json_path)
+    write_atomically(section.output, comparison_csv(findings.rows))
+    write_json(json_path, content)
+    write_atomically(html_path, page(recipe, rounds, clips, content))
+    print(table(findings.rows, section.confidence_fraction), *words_table(findings.words), sep="\n")
+    print(*controls_table(findings.controls), criteria_table(findings.criteria), sep="\n")
+    for caution in findings.cautions:
+        print(f"WARNING: {caution}")
+    print(f"written to {section.output}, {json_path} and {html_path}")
+    return exit_code(findings, rounds)
 
+
+def load_rounds(recipe: Recipe) -> Rounds:
+    """Read or evaluate the rounds and see that they can be compared."""
     section = recipe.compare
     round1 = load_round("round1", section.round1_model, recipe)
-    round2 = in_order_of(round1, load_round("round2", section.round2_model, recipe))
-    check_same_clips(round1, round2)
-    check_same_settings(round1, round2)
-    rows = compare_rounds(round1.predictions, round2.predictions, section, recipe.evaluate)
-    json_path = section.output.with_name("comparison.json")
+    others = [load_round("round2", section.round2_model, recipe)]
+    if section.round2_beams:
+        others.append(load_round("round2_beams", str(section.round2_beams), recipe))
+    others = [in_order_of(round1, one) for one in others]
+    for one in others:
+        check_same_clips(round1, one)
+        check_same_settings(round1, one)
+    return Rounds(round1, others[0], others[1] if len(others) > 1 else None)
+
+
+def find(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip]) -> Findings:
+    """Everything that the comparison has to say."""
+    from caspi.speech.behaviour import behaviour_of, worsened
+    from caspi.speech.contrast import compare_rounds
+    from caspi.speech.leakage import leakage_summary
+    from caspi.speech.veto import compare_controls
+    from caspi.speech.word_classes import compare_word_classes
+
+    section = recipe.compare
+    rows = compare_rounds(*spoken(rounds.round1, rounds.round2, recipe), section, recipe.evaluate)
+    controls = compare_controls(rounds.round1.predictions, rounds.round2.predictions, section)
     training = read_training_evidence(section.train_run) if section.train_run else None
-    criteria = judge(rows, section, str(json_path), recipe.gate.report, recipe.audit.proceed_below_pct, training)
-    cautions = cautions_about(round1, round2)
-    write_atomically(section.output, comparison_csv(rows))
-    write_json(json_path, report(recipe, (round1, round2), rows, criteria, cautions))
-    print(
-        table(rows, section.confidence_fraction),
-        criteria_table(criteria),
-        *(f"WARNING: {caution}" for caution in cautions),
-        sep="\n",
+    leakage = find_leakage(recipe, rounds.round1.predictions, clips, training)
+    behaviour = {
+        name: behaviour_of(one.predictions, recipe.evaluate.min_loop_repeats)
+        for name, one in (("round1", rounds.round1), ("round2", rounds.round2))
+    }
+    cautions = [
+        *cautions_about(rounds.round1, rounds.round2),
+        *worsened(behaviour["round1"], behaviour["round2"], section.max_oddity_increase),
+        *(leakage_summary(leakage) if leakage else ()),
+    ]
+    criteria = judge(
+        rows,
+        section,
+        str(section.output.with_name("comparison.json")),
+        recipe.gate.report,
+        recipe.audit.proceed_below_pct,
+        training,
+        controls,
+        beam_row(recipe, rounds),
+        BEAMS_EVIDENCE,
     )
-    print(f"written to {section.output} and {json_path}")
-    return exit_code(rows, (round1, round2))
+    words = compare_word_classes(*spoken(rounds.round1, rounds.round2, recipe), section)
+    return Findings(rows, words, controls, behaviour, leakage, criteria, cautions)
+
+
+def spoken(first: Round, second: Round, recipe: Recipe) -> tuple[list[Prediction], list[Prediction]]:
+    """Predictions of two rounds without the control sets."""
+    controls = recipe.compare.control_sets
+    sides = [[row for row in one.predictions if row.test_set not in controls] for one in (first, second)]
+    return sides[0], sides[1]
+
+
+def beam_row(recipe: Recipe, rounds: Rounds) -> ComparedSet | None:
+    """Round 2 against itself with beam search, on average over the test sets.
+
+    Raises:
+        ValueError: the predictions are known to be of another model, or without beams.
+    """
+    from caspi.speech.contrast import AVERAGE, compare_rounds
+
+    if rounds.beams is None:
+        return None
+    settings, beams = (one.run.get("settings", {}) for one in (rounds.round2, rounds.beams))
+    num_beams = beams.get("transcriber", {}).get("num_beams")
+    if num_beams == 1:
+        raise ValueError(f"{rounds.beams.path}: num_beams is 1; evaluate Round 2 with --num-beams 5")
+    models = [one.get("model_files_sha256") for one in (settings, beams)]
+    if all(models) and models[0] != models[1]:
+        raise ValueError(f"{rounds.beams.path} is of another model than {rounds.round2.path}")
+    rows = compare_rounds(*spoken(rounds.round2, rounds.beams, recipe), recipe.compare, recipe.evaluate)
+    return next(row for row in rows if row.test_set == AVERAGE)
+
+
+def find_leakage(
+    recipe: Recipe, predictions: Sequence[Prediction], clips: Sequence[Clip], training: TrainingEvidence | None
+) -> dict[str, Any] | None:
+    """Which clips Round 2 was trained on."""
+    from caspi.speech.leakage import KnownClip, find_leaks, leakage_report
+
+    manifest = recipe.compare.train_manifest or (training.manifest() if training else None)
+    if manifest is None:
+        return None
+    by_key = {(clip.test_set, clip.id): clip for clip in clips}
+    known = [KnownClip.of_prediction(row, by_key.get((row.test_set, row.id))) for row in predictions]
+    trained_on = read_manifest(manifest)
+    leaks = find_leaks(trained_on, known, recipe.evaluate.min_leak_words)
+    return leakage_report(manifest, trained_on, known, leaks)
 
 
 def load_round(name: str, source: str, recipe: Recipe) -> Round:
@@ -83,6 +198,11 @@ def load_round(name: str, source: str, recipe: Recipe) -> Round:
     elif path.is_dir() and (path / "progress.jsonl").is_file():
         raise ValueError(f"{source} holds an evaluation that has not finished: run caspi evaluate again")
     elif not path.is_file():
+        if recipe.evaluate.server:
+            raise ValueError(
+                f"{source} holds no predictions, and evaluate.server serves one model: run caspi evaluate for each "
+                "round and give compare their folders"
+            )
         path = evaluate_model(recipe.compare.predictions / name, source, recipe) / PREDICTIONS
     predictions = list(read_jsonl(path, Prediction))
     if not predictions:
@@ -101,161 +221,45 @@ def evaluate_model(output: Path, model: str, recipe: Recipe) -> Path:
     return output
 
 
-def in_order_of(first: Round, second: Round) -> Round:
-    """The second round's predictions in the order of the first.
-
-    Raises:
-        ValueError: ids occur twice or in one of the rounds only.
-    """
-    sides = []
-    for one in (first, second):
-        by_key = {(row.test_set, row.id): row for row in one.predictions}
-        if len(by_key) < len(one.predictions):
-            raise ValueError(f"{one.path}: the same id occurs twice in a test set")
-        sides.append(by_key)
-    only = [f"{named(sides[i].keys() - sides[1 - i].keys())} only in {(first, second)[i].path}" for i in (0, 1)]
-    if sides[0].keys() != sides[1].keys():
-        raise ValueError(
-            f"the rounds are not of the same clips: {'; '.join(only)}; evaluate both on the same test sets"
-        )
-    return second._replace(predictions=[sides[1][key] for key in sides[0]])
-
-
-def check_same_clips(first: Round, second: Round) -> None:
-    """
-    Raises:
-        ValueError: a reference, duration or group differs.
-    """
-    for field in ("reference", "duration", "group_id"):
-        pairs = zip(first.predictions, second.predictions, strict=True)
-        differing = [(a.test_set, a.id) for a, b in pairs if getattr(a, field) != getattr(b, field)]
-        if differing:
-            raise ValueError(
-                f"the rounds are not of the same clips: {field} differs for {named(differing)} between {first.path} "
-                f"and {second.path}"
-            )
-
-
-def named(keys: Iterable[tuple[str, str]]) -> str:
-    ids = [f"{test_set}/{utterance_id}" for test_set, utterance_id in sorted(keys)]
-    shown = ", ".join(ids[:MAX_NAMED]) + (", ..." if len(ids) > MAX_NAMED else "")
-    return f"{len(ids)} utterances ({shown})" if ids else "none"
-
-
-def check_same_settings(first: Round, second: Round) -> None:
-    """
-    Raises:
-        ValueError: prompts or audio are known to differ.
-    """
-    prompts = [prompt_of(one) for one in (first, second)]
-    if None not in prompts and prompts[0] != prompts[1]:
-        raise ValueError(f"the prompts differ: {prompts[0]!r} in {first.path}, {prompts[1]!r} in {second.path}")
-    hashes = [one.run.get("settings", {}).get("test_sets", {}) for one in (first, second)]
-    differing = sorted(name for name in hashes[0].keys() & hashes[1].keys() if hashes[0][name] != hashes[1][name])
-    if differing:
-        raise ValueError(f"the audio of {', '.join(differing)} differs between {first.path} and {second.path}")
-
-
-def prompt_of(one: Round) -> str | None:
-    prompt = one.run.get("settings", {}).get("transcriber", {}).get("prompt")
-    return None if prompt is None else str(prompt)
-
-
-def cautions_about(first: Round, second: Round) -> list[str]:
-    """What a reader of the comparison must know, though it does not forbid it."""
-    cautions = []
-    rounds = {"Round 1": first, "Round 2": second}
-    for name, one in rounds.items():
-        if prompt_of(one) is None:
-            cautions.append(
-                f"{name}: {one.path.with_name('run.json')} does not say with which prompt it was transcribed"
-            )
-        for reason, consequence in (("error", "failed: all their words count as deleted"), ("length", "were cut off")):
-            if count := sum(row.finish_reason == reason for row in one.predictions):
-                cautions.append(f"{name}: {count} clips {consequence}")
-    settings = [one.run.get("settings", {}) for one in (first, second)]
-    decoding = [{k: v for k, v in one.get("transcriber", {}).items() if k != "prompt"} for one in settings]
-    if decoding[0] and decoding[1] and decoding[0] != decoding[1]:
-        keys = sorted(
-            key for key in decoding[0].keys() | decoding[1].keys() if decoding[0].get(key) != decoding[1].get(key)
-        )
-        cautions.append(f"the rounds were transcribed with different {', '.join(keys)}")
-    models = [one.get("model_files_sha256") for one in settings]
-    if models[0] and models[0] == models[1]:
-        cautions.append("both rounds are the same model")
-    return cautions
-
-
-def exit_code(rows: Sequence[ComparedSet], rounds: Sequence[Round]) -> ExitCode:
-    if any(row.finish_reason == "error" for one in rounds for row in one.predictions):
+def exit_code(findings: Findings, rounds: Rounds) -> ExitCode:
+    if any(row.finish_reason == "error" for one in rounds if one for row in one.predictions):
         return ExitCode.NOT_MEASURED
-    return ExitCode.DONE if is_better(rows) else ExitCode.NO
+    return ExitCode.DONE if findings.is_better else ExitCode.NO
 
 
-def is_better(rows: Sequence[ComparedSet]) -> bool:
-    whole = {row.test_set: row.verdict for row in rows if row.bucket == "all"}
-    return whole["pooled_wer"] == "better" and "worse" not in whole.values()
-
-
-def report(
-    recipe: Recipe,
-    rounds: Sequence[Round],
-    rows: Sequence[ComparedSet],
-    criteria: Sequence[Criterion],
-    cautions: Sequence[str],
-) -> dict[str, Any]:
-    """comparison.json: everything in the table and where it comes from."""
+def report(recipe: Recipe, rounds: Rounds, findings: Findings, json_path: Path) -> dict[str, Any]:
+    """comparison.json: everything in the tables and where it comes from."""
     section = recipe.compare
-    names = ("round1", "round2")
+    named = {name: one for name, one in zip(("round1", "round2", "round2_beams"), rounds, strict=True) if one}
+    evidence = {str(json_path): ("round1", "round2"), BEAMS_EVIDENCE: ("round2", "round2_beams")}
+    files, claims = criterion_claims(findings.criteria, evidence)
+    files |= {name: one.path for name, one in named.items()}
+    claims = [*claims_of(findings.rows, findings.words, findings.controls), *claims]
     return {
-        "is_better": is_better(rows),
+        "is_better": findings.is_better,
         "profile": section.profile,
         "settings": json.loads(
             section.model_dump_json(exclude={"round1_model", "round2_model", "output", "predictions"})
         ),
-        "rounds": {name: provenance(one) for name, one in zip(names, rounds, strict=True)},
-        "rows": [row.model_dump(mode="json") for row in rows],
-        "criteria": [criterion.model_dump(mode="json") for criterion in criteria],
-        "warnings": list(cautions),
+        "rounds": {name: provenance(one) for name, one in named.items()},
+        "rows": as_json(findings.rows),
+        "word_classes": as_json(findings.words),
+        "controls": as_json(findings.controls),
+        "behaviour": {name: as_json(rows) for name, rows in findings.behaviour.items()},
+        "leakage": findings.leakage,
+        "criteria": as_json(findings.criteria),
+        "warnings": findings.cautions,
+        "ledger": build_ledger(files, claims),
     }
 
 
-def provenance(one: Round) -> dict[str, Any]:
-    model = one.run.get("model")
-    return {"source": one.source, "predictions_sha256": sha256_of_file(one.path), "model": model}
+def as_json(records: Sequence[Any]) -> list[dict[str, Any]]:
+    return [record.model_dump(mode="json") for record in records]
 
 
-def comparison_csv(rows: Sequence[ComparedSet]) -> str:
-    """The guide's table: whole test sets, their mean, and all pooled."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        if row.bucket == "all":
-            numbers = [row.round1_wer, row.round2_wer, row.difference, row.low, row.high]
-            tests = [row.verdict, row.p_value, row.mapsswe_p_value]
-            sizes = [row.num_utterances, row.num_words, row.num_blocks, row.num_utterances_needed]
-            writer.writerow([row.test_set, *numbers, *tests, *sizes, row.round1_cer, row.round2_cer, row.note])
-    return text.getvalue()
+def page(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip], content: dict[str, Any]) -> str:
+    from caspi.speech.examples import choose_examples
 
-
-def table(rows: Sequence[ComparedSet], confidence_fraction: float) -> str:
-    """The guide's table on the terminal, in percent, with buckets below their test sets."""
-    interval = f"{confidence_fraction:.0%} interval"
-    lines = [f"{'Dataset':26} {'Round 1':>8} {'Round 2':>8} {'Improvement':>12}  {interval:20} Verdict"]
-    for row in rows:
-        name = row.test_set if row.bucket == "all" else f"  {row.bucket}"
-        spread = "-" if row.low is None or row.high is None else f"[{row.low:+.2%}, {row.high:+.2%}]"
-        needed = f" ({row.num_utterances_needed:,} utterances needed)" if row.num_utterances_needed else ""
-        note = f"; {row.note}" if row.note else ""
-        rates = f"{row.round1_wer:8.2%} {row.round2_wer:8.2%} {row.difference:+12.2%}"
-        lines.append(f"{name:26} {rates}  {spread:20} {row.verdict}{needed}{note}")
-    return "\n".join(lines)
-
-
-def criteria_table(criteria: Sequence[Criterion]) -> str:
-    lines = ["", "Success criteria"]
-    for one in criteria:
-        source = f" ({one.evidence})" if one.evidence else ""
-        lines.append(f"  {one.level:6} {one.outcome:11} {one.name}: {one.finding}{source}")
-    return "\n".join(lines)
+    section = recipe.compare
+    wins, losses = choose_examples(rounds.round1.predictions, rounds.round2.predictions, clips, section)
+    return comparison_page(content, wins, losses, section.confidence_fraction)

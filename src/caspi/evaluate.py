@@ -1,24 +1,30 @@
 """One model over the test sets: transcribe, keep raw predictions, score.
 
-Writes to the output folder run.json (what decides the texts), progress.jsonl (each batch as it was finished),
-predictions.jsonl (raw, in the order of the test sets), scores.json and benchmark_results_PROFILE.csv. The same command
-again continues after the last finished batch; clips that failed are tried again.
+The model runs in process, behind a server that is there (`--server`), or behind one that is started for the purpose
+(`serve_command`). Writes to the output folder run.json (what decides the texts), progress.jsonl (each batch as it was
+finished), predictions.jsonl (raw, in the order of the test sets), clips.jsonl (where their audio is), scores.json,
+benchmark_results_PROFILE.csv, and leakage.json when the training manifest is given. The same command again continues
+after the last finished batch; clips that failed are tried again.
 """
 
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from caspi import prepare
 from caspi.config import Evaluate, Prepare, Recipe
 from caspi.model.transcribers import Transcriber, Transcription, plan_batches
-from caspi.ops.artifacts import differing_keys
+from caspi.model.transcribers.choose import cautions_about, connect, has_gpu, load_transcriber, weights_sha256
+from caspi.ops.in_flight import results_as_completed
 from caspi.ops.progress import track
 from caspi.ops.provenance import commit, versions
+from caspi.ops.server import check_can_start, free_port, require_loopback, running_server, server_command
+from caspi.ops.settings_record import keep_settings
 from caspi.records import (
     ExitCode,
     Prediction,
@@ -27,7 +33,6 @@ from caspi.records import (
     Utterance,
     dump_json,
     read_manifest,
-    sha256_of_file,
     write_atomically,
     write_json,
     write_jsonl,
@@ -35,14 +40,11 @@ from caspi.records import (
 from caspi.speech.audio import AudioError, load_audio
 from caspi.speech.clips import ClipFacts, Finding
 from caspi.speech.corpus import open_sources
-from caspi.speech.predictions import PROGRESS, FinishedBatch, collect, finished
+from caspi.speech.leakage import KnownClip, find_leaks, leakage_report, leakage_summary
+from caspi.speech.predictions import PROGRESS, FinishedBatch, Timing, collect, finished, missing
 from caspi.speech.score import PROFILES
 from caspi.speech.scoreboard import averages_of, benchmark_csv, scores_of, summary
-from caspi.speech.test_sets import TestSets, holds_utterances, named_sources, sample, sha256_of_set
-
-WEIGHT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.json", "merges.txt", "*processor_config.json")
-"""Files of a checkpoint that decide its texts; a run folder holds logs besides."""
-
+from caspi.speech.test_sets import TestSets, clips_of, holds_utterances, named_sources, sample, sha256_of_set
 
 WITHOUT_REFERENCE = frozenset({"EMPTY_TRANSCRIPT", "NO_LETTERS"})
 """Reasons for which prepare rejects a row that has nothing to be compared with."""
@@ -55,17 +57,24 @@ def run(recipe: Recipe) -> int:
 
     Raises:
         ValueError: a test set or the model cannot be read, or the output folder holds results of other settings.
+        RunFailed: there is no server to ask.
     """
     section = recipe.evaluate
     test_sets = read_test_sets(section)
-    transcriber = load_transcriber(recipe)
-    check_settings(section.output, settings_of(recipe, transcriber, test_sets), recipe)
-    transcribe_pending(transcriber, test_sets, section)
-    predictions, seconds = collect(section.output, test_sets)
+    if section.train_manifest:
+        write_leakage(section, test_sets)
+    with open_transcriber(recipe) as transcriber:
+        settings = settings_of(recipe, transcriber, test_sets)
+        keep_settings(section.output / "run.json", settings, facts_of(recipe), section.output / PROGRESS)
+        for line in cautions_about(settings["transcriber"]):
+            print(f"WARNING: {line}")
+        write_jsonl(section.output / "clips.jsonl", clips_of(test_sets))
+        transcribe_pending(transcriber, test_sets, section)
+    predictions, timings = collect(section.output, test_sets)
     write_jsonl(section.output / "predictions.jsonl", predictions)
     scores = [score for profile in PROFILES for score in scores_of(predictions, profile, section)]
-    write_scores(section.output, scores, seconds)
-    print(summary(scores), f"written to {section.output}", sep="\n")
+    write_scores(section.output, scores, timings, settings["transcriber"].get("route", "in process"))
+    print(summary(scores), f"written to {section.output}", *missing(predictions), sep="\n")
     return ExitCode.NOT_MEASURED if any(score.num_failed for score in scores) else ExitCode.DONE
 
 
@@ -76,6 +85,8 @@ def read_test_sets(section: Evaluate) -> TestSets:
         ValueError: a source cannot be read whole.
     """
     sources = named_sources(section.test_sets)
+    if strangers := sorted(section.languages.keys() - sources.keys()):
+        raise ValueError(f"evaluate.languages names {strangers[0]}, which is no test set")
     return {name: sample(name, read_test_set(name, source, section), section) for name, source in sources.items()}
 
 
@@ -133,82 +144,63 @@ def admit(entry: prepare.Entry, finding: Finding | None, settings: Prepare) -> U
     return prepare.judge(entry, finding, settings)
 
 
-def load_transcriber(recipe: Recipe) -> Transcriber:
-    """The model in process, on the GPU where there is one."""
-    import torch
-
-    from caspi.model.checkpoint import load_asr
-    from caspi.model.transcribers.local import LocalTranscriber
-
+@contextmanager
+def open_transcriber(recipe: Recipe) -> Iterator[Transcriber]:
+    """The model in process, behind the server that was named, or behind one that lives as long as this block."""
     section = recipe.evaluate
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = section.dtype if section.dtype != "auto" else {"cuda": "bfloat16", "cpu": "float32"}[device]
-    model, processor = load_asr(section.model, dtype=getattr(torch, name))
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    return LocalTranscriber(
-        model,
-        processor,
-        language=recipe.language.name,
-        batch_size=section.batch_size,
-        num_beams=section.num_beams,
-        max_new_tokens=section.max_new_tokens,
-        max_batch_seconds=section.max_batch_seconds,
-    )
+    if section.server:
+        with connect(section.server, section, recipe.language) as transcriber:
+            yield transcriber
+    elif section.serve_command and has_gpu():
+        port = free_port()
+        command = server_command(section.serve_command, section.model, port, "evaluate.serve_command")
+        require_loopback(command, "evaluate.serve_command")
+        check_can_start(command, port)
+        log = section.output / "server.log"
+        print(f"starting {command[0]} for {section.model}; its log is {log}", flush=True)
+        with (
+            running_server(command, port, log, section.health_timeout_seconds) as server,
+            connect(f"{server.url}/v1", section, recipe.language) as transcriber,
+        ):
+            yield transcriber
+    else:
+        yield load_transcriber(section, recipe.language)
 
 
 def settings_of(recipe: Recipe, transcriber: Transcriber, test_sets: TestSets) -> dict[str, Any]:
     """Everything that decides the predictions; results may be continued only under the same."""
-    from caspi.model.checkpoint import local_folder
-
     return {
-        "model_files_sha256": weights_sha256(local_folder(recipe.evaluate.model)),
+        "model_files_sha256": weights_sha256(transcriber.folder),
         "transcriber": transcriber.describe(),
         "language": recipe.language.name,
+        "languages": recipe.evaluate.languages,
         "test_sets": {name: sha256_of_set(utterances) for name, utterances in test_sets.items()},
-        "versions": {name: found for name, found in versions().items() if name in ("torch", "transformers")},
+        "versions": {name: found for name, found in versions().items() if name in transcriber.packages},
     }
 
 
-def weights_sha256(folder: Path) -> dict[str, str]:
-    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
-    return {path.name: sha256_of_file(path) for path in files}
-
-
-def check_settings(output: Path, settings: dict[str, Any], recipe: Recipe) -> None:
-    """Write run.json, or refuse to mix results of two settings in one folder."""
-    path = output / "run.json"
-    if path.exists():
-        differences = differing_keys(read_json(path).get("settings"), settings)
-        if differences:
-            raise ValueError(
-                f"{output} holds results of other settings ({'; '.join(differences)}): choose another --output, or "
-                "delete the folder"
-            )
-        return
-    if (output / PROGRESS).exists():
-        raise ValueError(
-            f"{output} holds predictions without {path.name}: choose another --output, or delete the folder"
-        )
-    record = {
+def facts_of(recipe: Recipe) -> dict[str, Any]:
+    """What is worth knowing about a run and does not decide its texts."""
+    return {
         "step": "evaluate",
         "model": recipe.evaluate.model,
-        "settings": settings,
         "recipe": recipe.evaluate.model_dump(mode="json"),
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit(),
     }
-    write_json(path, record)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, found {type(value).__name__}")
-    return value
+def write_leakage(section: Evaluate, test_sets: TestSets) -> None:
+    """Before scoring: which test clips the model has seen."""
+    assert section.train_manifest is not None
+    clips = [KnownClip.of(name, one) for name, utterances in test_sets.items() for one in utterances]
+    training = read_manifest(section.train_manifest)
+    leaks = find_leaks(training, clips, section.min_leak_words)
+    report = leakage_report(section.train_manifest, training, clips, leaks)
+    write_json(section.output / "leakage.json", report)
+    for line in leakage_summary(report):
+        print(f"WARNING: {line}")
 
 
 def transcribe_pending(transcriber: Transcriber, test_sets: TestSets, section: Evaluate) -> None:
@@ -218,25 +210,37 @@ def transcribe_pending(transcriber: Transcriber, test_sets: TestSets, section: E
     and thus the texts, of one that was not.
     """
     done = finished(section.output)
-    batches = [batch for name in test_sets for batch in batches_of(name, test_sets[name], done, section)]
+    batches = [batch for name in test_sets for batch in batches_of(name, test_sets[name], done, section, transcriber)]
+    work = partial(transcribe_batch, transcriber, section.languages)
+    last = time.perf_counter()
     with (section.output / PROGRESS).open("a", encoding="utf-8") as progress:
-        for name, batch in track(batches, total=len(batches), description="transcribing"):
-            line = transcribe_batch(transcriber, name, batch)
+        results = results_as_completed(work, batches, transcriber.num_concurrent)
+        for batch in track(results, total=len(batches), description="transcribing"):
+            now = time.perf_counter()
+            line = batch.model_copy(update={"elapsed_seconds": round(now - last, 3)})
+            last = now
             progress.write(dump_json(line.model_dump(mode="json")) + "\n")
             progress.flush()
             os.fsync(progress.fileno())
 
 
 def batches_of(
-    name: str, utterances: list[Utterance], done: Mapping[tuple[str, str], Prediction], section: Evaluate
+    name: str,
+    utterances: list[Utterance],
+    done: Mapping[tuple[str, str], Prediction],
+    section: Evaluate,
+    transcriber: Transcriber,
 ) -> Iterator[tuple[str, list[Utterance]]]:
     durations = [utterance.duration for utterance in utterances]
-    for indices in plan_batches(durations, section.batch_size, section.max_batch_seconds / section.num_beams):
+    for indices in plan_batches(durations, transcriber.batch_size, section.max_batch_seconds / section.num_beams):
         if batch := [utterances[index] for index in indices if (name, utterances[index].id) not in done]:
             yield name, batch
 
 
-def transcribe_batch(transcriber: Transcriber, test_set: str, batch: list[Utterance]) -> FinishedBatch:
+def transcribe_batch(
+    transcriber: Transcriber, languages: Mapping[str, str], item: tuple[str, list[Utterance]]
+) -> FinishedBatch:
+    test_set, batch = item
     start = time.perf_counter()
     results: dict[str, Transcription] = {}
     audios = {}
@@ -246,9 +250,11 @@ def transcribe_batch(transcriber: Transcriber, test_set: str, batch: list[Uttera
         except AudioError as error:
             results[utterance.id] = Transcription("", "error", f"{error.reason}: {error}")
     if audios:
-        results |= zip(audios, transcriber.transcribe(list(audios.values())), strict=True)
+        texts = transcriber.transcribe(list(audios.values()), languages.get(test_set))
+        results |= zip(audios, texts, strict=True)
     predictions = [predict(test_set, utterance, results[utterance.id]) for utterance in batch]
-    return FinishedBatch(predictions=predictions, seconds=round(time.perf_counter() - start, 3))
+    seconds = round(time.perf_counter() - start, 3)
+    return FinishedBatch(predictions=predictions, seconds=seconds, elapsed_seconds=seconds)
 
 
 def predict(test_set: str, utterance: Utterance, transcription: Transcription) -> Prediction:
@@ -265,11 +271,11 @@ def predict(test_set: str, utterance: Utterance, transcription: Transcription) -
     )
 
 
-def write_scores(output: Path, scores: Sequence[Score], seconds: Mapping[str, float]) -> None:
+def write_scores(output: Path, scores: Sequence[Score], timings: Mapping[str, Timing], route: str) -> None:
     """scores.json with everything, and the guide's table per profile."""
     averages = {name: averages_of(one for one in scores if one.profile == name)._asdict() for name in PROFILES}
     rows = [score.model_dump(mode="json") for score in scores]
-    write_json(output / "scores.json", {"averages": averages, "scores": rows})
+    write_json(output / "scores.json", {"route": route, "averages": averages, "scores": rows})
     for profile in PROFILES:
         whole = [score for score in scores if score.profile == profile and score.bucket == "all"]
-        write_atomically(output / f"benchmark_results_{profile}.csv", benchmark_csv(whole, seconds))
+        write_atomically(output / f"benchmark_results_{profile}.csv", benchmark_csv(whole, timings, route))

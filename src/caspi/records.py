@@ -87,8 +87,23 @@ class Prediction(Record):
     domain: str
     group_id: str | None
     duration: float
-    finish_reason: Literal["stop", "length", "error"]
+    finish_reason: Literal["stop", "length", "error", "unknown"]
+    """`length`: cut off at the token limit; `unknown`: the server's route does not say."""
     error: str | None = None
+
+
+class Clip(Record):
+    """One line of clips.jsonl: where the audio of a prediction is, on this machine."""
+
+    test_set: str
+    id: str
+    audio_filepath: str
+    """Absolute."""
+    offset: float
+    """Seconds."""
+    duration: float
+    source_sha256: str
+    """Hash of the bytes of the file; empty when the corpus does not say."""
 
 
 class Score(Record):
@@ -117,6 +132,8 @@ class Score(Record):
     num_characters: int
     character_errors: int
     cer: float | None
+    hebrew_fraction: float | None = None
+    """Share of the letters of all hypotheses that are Hebrew; None without a letter."""
 
 
 class ComparedSet(Record):
@@ -138,9 +155,11 @@ class ComparedSet(Record):
     low: float | None
     high: float | None
     """Bootstrap interval of the difference; None where it cannot be had."""
+    round1_low: float | None
+    round1_high: float | None
+    """Bootstrap interval of Round 1's WER."""
     round2_low: float | None
     round2_high: float | None
-    """Bootstrap interval of Round 2's WER."""
     p_value: float
     """Two-sided, from permutations."""
     mapsswe_p_value: float | None
@@ -150,6 +169,50 @@ class ComparedSet(Record):
     """To show a difference of this size, where the verdict is `cannot tell`; None: no number would."""
     note: str
     """Why there is no verdict or what limits it; may be empty."""
+
+
+class ComparedWords(Record):
+    """Round 1 against Round 2 on the reference words of one class: a word is right, or it is substituted or deleted."""
+
+    test_set: str
+    word_class: Literal["number", "acronym", "foreign"]
+    """Holds a digit; written with gershayim; has letters that are not Hebrew."""
+    num_words: int
+    num_utterances: int
+    """With such a word."""
+    round1_error: float
+    """Share of the words that Round 1 got wrong; scoring profile `he`."""
+    round2_error: float
+    difference: float
+    low: float | None
+    high: float | None
+    verdict: Literal["better", "worse", "cannot tell"]
+
+
+class ComparedControl(Record):
+    """A test set that Round 2 must not spoil."""
+
+    test_set: str
+    measure: Literal["WER", "invented words per clip"]
+    num_utterances: int
+    round1: float
+    round2: float
+    difference: float
+    low: float | None
+    high: float | None
+    bound: float
+    """Largest difference that is allowed."""
+    outcome: Literal["met", "missed", "cannot tell"]
+
+
+class Leak(Record):
+    """A test clip that is also in the training manifest."""
+
+    test_set: str
+    id: str
+    kind: Literal["audio", "recording", "transcript", "group"]
+    """Overlapping stretches of the same file; another stretch of the same file; the same words; the same `group_id`."""
+    train_id: str
 
 
 class Criterion(Record):

@@ -5,21 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from caspi.config import Recipe
 from caspi.ops.charts import comparison_svg, training_svg
+from caspi.ops.pages import environment, style
 from caspi.records import Prediction, read_jsonl, write_atomically
 
-TEMPLATES = Path(__file__).parent / "templates"
 NUM_EXAMPLES = 12
 DOMAIN_KEY = "eval_wer_"
-TONES = {
-    "good": ("PROCEED", "better", "met"),
-    "bad": ("STOP", "worse", "missed"),
-    "unsure": ("CAUTION", "AUDIT_INVALID", "cannot tell"),
-}
 
 
 def run(recipe: Recipe) -> int:
@@ -41,7 +33,7 @@ def write_index(recipe: Recipe) -> Path:
     rows = [row for row in comparison["rows"] if row["bucket"] == "all"]
     training_run = read_json(recipe.train.output_dir / "run.json")
     page = environment().get_template("index.html").render(
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        style=style(),
         comparison=comparison,
         rows=rows,
         confidence=recipe.compare.confidence_fraction,
@@ -56,17 +48,6 @@ def write_index(recipe: Recipe) -> Path:
     )  # fmt: skip
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
-
-
-def environment() -> jinja2.Environment:
-    """Templates escape everything: transcripts are foreign text."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    env.filters["pct"] = lambda fraction: "-" if fraction is None else f"{100 * fraction:.1f}"
-    env.filters["signed"] = lambda fraction: f"{100 * fraction:+.1f}"
-    env.filters["tone"] = lambda word: next((tone for tone, words in TONES.items() if word in words), "")
-    return env
 
 
 def read_json(path: Path) -> Any:
@@ -139,6 +120,7 @@ def files(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
         "Sign-off": recipe.train.signoff_file,
         "Training log": recipe.train.output_dir / "training.log",
         "Training metrics": recipe.train.output_dir / "metrics.jsonl",
+        "Comparison (page with audio)": recipe.compare.output.with_name("comparison.html"),
         "Comparison (CSV)": recipe.compare.output,
         "Comparison (JSON)": recipe.compare.output.with_name("comparison.json"),
     }

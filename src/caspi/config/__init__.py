@@ -12,16 +12,17 @@ from pydantic import ValidationError
 from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThresholds, Validity
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
 from caspi.config.data import Prepare
-from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate
+from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
 from caspi.config.operations import Check, Env, Plan
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
-from caspi.config.train import STRATEGY_A, STRATEGY_B, Stage, Train
+from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Stage, Train
 
 __all__ = [
     "STRATEGY_A",
     "STRATEGY_B",
     "Audit",
+    "Augmentation",
     "Calibration",
     "Check",
     "Compare",
@@ -34,6 +35,7 @@ __all__ = [
     "Export",
     "Fraction",
     "Gate",
+    "Health",
     "Language",
     "Percent",
     "Plan",
@@ -42,6 +44,7 @@ __all__ = [
     "Prepare",
     "QualityThresholds",
     "Recipe",
+    "Requests",
     "Rollback",
     "Section",
     "Stage",

@@ -19,6 +19,8 @@ class Language(Section):
 
     name: str = "Hebrew"
     """Language name as Qwen3-ASR writes it in `language NAME<asr_text>`."""
+    iso_code: str = "he"
+    """ISO 639-1 code, as transcription routes of servers want it."""
     espeak_voice: str = "he"
     """espeak-ng voice that renders reference speech for `tts-dtw` and the synthetic corpus."""
 

@@ -10,8 +10,9 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 880, 260, 56, 34, 16
 
 
 def comparison_svg(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Two bars per test set; the whisker on Round 2's bar is its bootstrap interval."""
-    largest = max(max(row["round1_wer"], row["round2_high"] or row["round2_wer"]) for row in rows) or 1.0
+    """Two bars per test set; the whisker on each is its bootstrap interval."""
+    rounds = ("round1", "round2")
+    largest = max(row[f"{one}_high"] or row[f"{one}_wer"] for row in rows for one in rounds) or 1.0
     slot = (WIDTH - LEFT) / len(rows)
     parts = [y_axis(largest)]
     for index, row in enumerate(rows):
@@ -22,10 +23,11 @@ def comparison_svg(rows: Sequence[Mapping[str, Any]]) -> Markup:
                 f'<rect x="{left:.1f}" y="{top:.1f}" width="{0.3 * slot:.1f}" height="{HEIGHT - BOTTOM - top:.1f}" '
                 f'fill="{color}"><title>{escape(row["test_set"])} {name[:6]}: {100 * row[name]:.1f} %</title></rect>'
             )
-        if row["round2_low"] is not None:
-            center = x + 0.48 * slot
-            low, high = scale(row["round2_low"], largest), scale(row["round2_high"], largest)
-            parts.append(f'<path d="M{center:.1f} {low:.1f}V{high:.1f}" stroke="var(--ink)" stroke-width="2"/>')
+        for side, name in enumerate(rounds):
+            if row[f"{name}_low"] is not None:
+                center = x + (0.15 + side * 0.33) * slot
+                low, high = (scale(row[f"{name}_{end}"], largest) for end in ("low", "high"))
+                parts.append(f'<path d="M{center:.1f} {low:.1f}V{high:.1f}" stroke="var(--ink)" stroke-width="2"/>')
         parts.append(
             f'<text x="{x + 0.32 * slot:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(row["test_set"])}</text>'
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from caspi.config import Compare, CriteriaThresholds
-from caspi.records import ComparedSet, Criterion
+from caspi.records import ComparedControl, ComparedSet, Criterion
 
 Level = Literal["must", "should", "nice"]
 Outcome = Literal["met", "missed", "cannot tell"]
@@ -36,6 +36,12 @@ class TrainingEvidence(NamedTuple):
     def logged(self, key: str) -> list[tuple[float, float]]:
         """(completed epochs, value) of each log entry that has the key."""
         return [(entry["epoch"], entry[key]) for entry in self.state.get("log_history", []) if key in entry]
+
+    def manifest(self) -> Path | None:
+        """What it was trained on, where that still is."""
+        recipe = self.run.get("recipe", {})
+        path = recipe.get("train", recipe).get("manifest")
+        return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
     def stages(self) -> list[dict[str, Any]]:
         recipe = self.run.get("recipe", {})
@@ -71,12 +77,17 @@ def judge(
     audit_report: Path,
     proceed_below_pct: float,
     training: TrainingEvidence | None,
+    controls: Sequence[ComparedControl],
+    beams: ComparedSet | None,
+    beams_evidence: str,
 ) -> list[Criterion]:
-    """All criteria of the guide in its order."""
+    """All criteria of the guide in its order, and that the control sets are not spoilt."""
     criteria = [judge_audit(audit_report, proceed_below_pct)]
     criteria += judge_completion(training)
     criteria += judge_rates(rows, section, comparison_file)
+    criteria += judge_controls(controls, comparison_file)
     criteria += judge_training(section.criteria, training)
+    criteria.append(judge_beams(beams, section, beams_evidence))
     levels = ("must", "should", "nice")
     return sorted(criteria, key=lambda criterion: levels.index(criterion.level))
 
@@ -162,7 +173,28 @@ def judge_rates(rows: Sequence[ComparedSet], section: Compare, evidence: str) ->
         finding=f"{mean.round2_cer:.2%} (point estimate)",
         evidence=evidence,
     )
-    yield unknown("nice", "beam search helps by 0.5 %", "needs a second evaluation of Round 2 with --num-beams 5")
+
+
+def judge_controls(controls: Sequence[ComparedControl], evidence: str) -> Iterator[Criterion]:
+    for one in controls:
+        spread = "(no interval)" if one.low is None or one.high is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
+        yield Criterion(
+            level="must",
+            name=f"control {one.test_set}: {one.measure} rises by at most {one.bound:g}",
+            outcome=one.outcome,
+            finding=f"{one.round1:.4f} to {one.round2:.4f}, difference {one.difference:+.4f} {spread}",
+            evidence=evidence,
+        )
+
+
+def judge_beams(beams: ComparedSet | None, section: Compare, evidence: str) -> Criterion:
+    """Round 2 against itself with beam search."""
+    least = section.criteria.nice_beam_improvement
+    name = f"beam search improves the mean WER by at least {least:.1%}"
+    if beams is None:
+        return unknown("nice", name, "needs a second evaluation of Round 2 with --num-beams 5 (--round2-beams)")
+    row = beams if beams.num_utterances >= section.min_utterances else without_intervals(beams)
+    return improvement("nice", row, least, evidence).model_copy(update={"name": name})
 
 
 def without_intervals(row: ComparedSet) -> ComparedSet:

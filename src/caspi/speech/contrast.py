@@ -43,6 +43,7 @@ class Spread(NamedTuple):
     difference: float
     """WER of Round 2 minus Round 1."""
     of_difference: Interval | None
+    of_round1: Interval | None
     of_round2: Interval | None
     standard_error: float
     p_value: float
@@ -111,6 +112,8 @@ def compare_pairs(
         difference=spread.difference,
         low=spread.of_difference.low if spread.of_difference else None,
         high=spread.of_difference.high if spread.of_difference else None,
+        round1_low=spread.of_round1.low if spread.of_round1 else None,
+        round1_high=spread.of_round1.high if spread.of_round1 else None,
         round2_low=spread.of_round2.low if spread.of_round2 else None,
         round2_high=spread.of_round2.high if spread.of_round2 else None,
         p_value=spread.p_value,
@@ -126,21 +129,24 @@ def generator(seed: int, name: str, bucket: str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(f"{seed}\0compare\0{name}\0{bucket}".encode()).digest()))
 
 
+def block_labels(rows: Sequence[Prediction]) -> tuple[Literal["group", "utterance"], list[str]]:
+    """What is redrawn: groups if there are at least two; with one, only its utterances are left to redraw."""
+    groups = {row.group_id or row.id for row in rows}
+    if len(groups) < 2 or not any(row.group_id for row in rows):
+        return "utterance", [f"utterance {row.test_set} {row.id}" for row in rows]
+    return "group", [f"group {row.group_id}" if row.group_id else f"utterance {row.test_set} {row.id}" for row in rows]
+
+
 def block_kind(pair: Pair) -> Literal["group", "utterance"]:
-    """Groups if there are at least two; with one, only its utterances are left to redraw."""
-    groups = {one.prediction.group_id or one.prediction.id for one in pair.round1}
-    known = any(one.prediction.group_id for one in pair.round1)
-    return "group" if known and len(groups) > 1 else "utterance"
+    return block_labels([one.prediction for one in pair.round1])[0]
 
 
 def blocks_of(pair: Pair) -> Blocks:
-    kind = block_kind(pair)
-    rows = [one.prediction for one in pair.round1]
     return sum_by_block(
         [one.words.errors for one in pair.round1],
         [one.words.errors for one in pair.round2],
         [one.words.num_reference for one in pair.round1],
-        [f"group {row.group_id}" if kind == "group" and row.group_id else f"utterance {row.id}" for row in rows],
+        block_labels([one.prediction for one in pair.round1])[1],
     )
 
 
@@ -149,17 +155,17 @@ def spread_of(strata: Sequence[Blocks], weighting: Weighting, section: Compare, 
     gaps = statistic(draws.errors_2 - draws.errors_1, draws, weighting)
     sizes = np.array([stratum.num_reference.sum() for stratum in strata], dtype=np.float64)
     weights = 1 / sizes.sum() * np.ones(len(sizes)) if weighting == POOLED else 1 / sizes / len(sizes)
-    variances = ((draws.errors_2 - draws.errors_1) * weights).var(axis=0)
-    variances_2 = (draws.errors_2 * weights).var(axis=0)
-    confidence = section.confidence_fraction
+
+    def interval_of(errors: np.ndarray) -> Interval | None:
+        variances = (errors * weights).var(axis=0)
+        effective = effective_num_blocks(draws.num_blocks, variances.tolist())
+        return interval(statistic(errors, draws, weighting), effective, section.confidence_fraction)
+
     return Spread(
         difference=float(sum(w * (s.errors_2.sum() - s.errors_1.sum()) for w, s in zip(weights, strata, strict=True))),
-        of_difference=interval(gaps, effective_num_blocks(draws.num_blocks, variances.tolist()), confidence),
-        of_round2=interval(
-            statistic(draws.errors_2, draws, weighting),
-            effective_num_blocks(draws.num_blocks, variances_2.tolist()),
-            confidence,
-        ),
+        of_difference=interval_of(draws.errors_2 - draws.errors_1),
+        of_round1=interval_of(draws.errors_1),
+        of_round2=interval_of(draws.errors_2),
         standard_error=float(gaps.std()),
         p_value=permutation_p_value(strata, weights.tolist(), section.num_permutations, rng),
     )

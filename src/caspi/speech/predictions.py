@@ -1,11 +1,15 @@
 """Predictions on disk while they are made: one line per finished batch, so that a killed run loses no batch."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from caspi.records import Prediction, Record, Utterance, read_jsonl, write_atomically
 
 PROGRESS = "progress.jsonl"
+MAX_NAMED = 5
+"""Failed clips that the last lines of a run name."""
 
 
 class FinishedBatch(Record):
@@ -14,6 +18,16 @@ class FinishedBatch(Record):
     predictions: list[Prediction]
     seconds: float
     """Time it took to load and transcribe the clips."""
+    elapsed_seconds: float
+    """Time since the line before; less than `seconds` where batches are on their way at the same time."""
+
+
+class Timing(NamedTuple):
+    """Of a test set, in seconds, over all runs that it took."""
+
+    transcribing: float
+    """Sum over the batches."""
+    elapsed: float
 
 
 def finished(output: Path) -> dict[tuple[str, str], Prediction]:
@@ -38,12 +52,31 @@ def read_progress(output: Path) -> list[FinishedBatch]:
     return list(read_jsonl(path, FinishedBatch))
 
 
-def collect(output: Path, test_sets: Mapping[str, list[Utterance]]) -> tuple[list[Prediction], dict[str, float]]:
-    """All predictions in the order of the test sets, and the seconds that each set took."""
+def collect(output: Path, test_sets: Mapping[str, list[Utterance]]) -> tuple[list[Prediction], dict[str, Timing]]:
+    """All predictions in the order of the test sets, and the time that each set took."""
     batches = read_progress(output)
     latest = {(row.test_set, row.id): row for batch in batches for row in batch.predictions}
-    seconds = dict.fromkeys(test_sets, 0.0)
+    timings = dict.fromkeys(test_sets, Timing(0.0, 0.0))
     for batch in batches:
-        seconds[batch.predictions[0].test_set] += batch.seconds
+        name = batch.predictions[0].test_set
+        before = timings[name]
+        timings[name] = Timing(before.transcribing + batch.seconds, before.elapsed + batch.elapsed_seconds)
     keys = [(name, utterance.id) for name, utterances in test_sets.items() for utterance in utterances]
-    return [latest[key] for key in keys], seconds
+    return [latest[key] for key in keys], timings
+
+
+def missing(predictions: Sequence[Prediction]) -> Iterator[str]:
+    """What has no text, why, and what to do about it."""
+    failed = [row for row in predictions if row.finish_reason == "error"]
+    if not failed:
+        return
+    reasons = Counter((row.error or "").partition(":")[0] for row in failed)
+    yield (
+        f"MISSING: {len(failed)} of {len(predictions)} clips have no text "
+        f"({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())}); all their words count as "
+        "deleted. The same command again tries only these."
+    )
+    for row in failed[:MAX_NAMED]:
+        yield f"  {row.test_set}/{row.id}: {row.error}"
+    if len(failed) > MAX_NAMED:
+        yield f"  and {len(failed) - MAX_NAMED} more in predictions.jsonl"

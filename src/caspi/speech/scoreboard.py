@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 from caspi.config import Evaluate
 from caspi.records import Prediction, Score
+from caspi.speech.hebrew import hebrew_fraction
+from caspi.speech.predictions import Timing
 from caspi.speech.score import (
     PROFILES,
     ErrorCounts,
@@ -25,7 +27,17 @@ MAX_LOOP_PERIOD = 20
 
 COLUMNS = (
     *("dataset", "wer", "cer", "samples", "S", "D", "I", "words"),
-    *("failed", "truncated", "loops", "empty", "audio_seconds", "avg_latency", "total_time"),
+    *(
+        "failed",
+        "truncated",
+        "loops",
+        "empty",
+        "hebrew_fraction",
+        "audio_seconds",
+        "avg_latency",
+        "total_time",
+        "route",
+    ),
 )
 """Of benchmark_results_PROFILE.csv; times in seconds."""
 
@@ -109,6 +121,7 @@ def score_of(
         num_characters=characters.num_reference,
         character_errors=characters.errors,
         cer=characters.rate if counted else None,
+        hebrew_fraction=hebrew_fraction(one.hypothesis for one in raw),
     )
 
 
@@ -137,17 +150,18 @@ def averages_of(scores: Iterable[Score]) -> Averages:
     )
 
 
-def benchmark_csv(scores: Sequence[Score], seconds: Mapping[str, float]) -> str:
+def benchmark_csv(scores: Sequence[Score], timings: Mapping[str, Timing], route: str) -> str:
     """One row per test set; rates are fractions, empty where there is no reference word."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     for score in scores:
-        total = seconds[score.test_set]
+        timing = timings[score.test_set]
         errors = [score.substitutions, score.deletions, score.insertions, score.num_words]
         oddities = [score.num_failed, score.num_truncated, score.num_loops, score.num_empty_hypotheses]
-        times = [score.audio_seconds, round(total / score.num_utterances, 4), round(total, 3)]
-        writer.writerow([score.test_set, score.wer, score.cer, score.num_utterances, *errors, *oddities, *times])
+        latency = round(timing.transcribing / score.num_utterances, 4)
+        rest = [score.hebrew_fraction, score.audio_seconds, latency, round(timing.elapsed, 3), route]
+        writer.writerow([score.test_set, score.wer, score.cer, score.num_utterances, *errors, *oddities, *rest])
     return table.getvalue()
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from caspi.config import Evaluate
-from caspi.records import Utterance, dump_json
+from caspi.records import Clip, Utterance, dump_json
 
 TestSets = Mapping[str, list[Utterance]]
 
@@ -67,3 +67,11 @@ def sha256_of_set(utterances: Iterable[Utterance]) -> str:
     """Hash of what is transcribed and compared, wherever the files lie."""
     rows = [[one.id, one.text, one.offset, one.duration, one.source_sha256] for one in utterances]
     return hashlib.sha256(dump_json(rows).encode()).hexdigest()
+
+
+def clips_of(test_sets: TestSets) -> Iterator[Clip]:
+    """Lines of clips.jsonl, in the order of the test sets."""
+    fields = ("id", "audio_filepath", "offset", "duration", "source_sha256")
+    for name, utterances in test_sets.items():
+        for one in utterances:
+            yield Clip(test_set=name, **{field: getattr(one, field) for field in fields})

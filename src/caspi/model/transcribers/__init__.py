@@ -5,16 +5,31 @@ texts say so, and a clip that fails is an outcome, so that none of them is hidde
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+
+TEXT_MARK = "<asr_text>"
+"""In what the model writes, the text comes after this."""
+WAY_OUT = (
+    "its chat template lacks `forced_language`; serve a folder written by caspi export, start the server with that "
+    "folder's chat template, or give --language-forcing prefill"
+)
+
+
+class PromptCheck(NamedTuple):
+    result: str
+    """What was compared, for the run record."""
+    prompt: str | None
+    """The prompt, where the check has shown it to be this one."""
 
 
 class Transcription(NamedTuple):
     text: str
     """Raw, not normalised; empty when the model wrote nothing or the clip failed."""
-    finish_reason: Literal["stop", "length", "error"]
-    """`length`: the token limit was reached before the end of the text."""
+    finish_reason: Literal["stop", "length", "error", "unknown"]
+    """`length`: the token limit was reached before the end of the text; `unknown`: a server's route does not say."""
     error: str | None = None
     """What failed, with an `error` only."""
 
@@ -22,8 +37,20 @@ class Transcription(NamedTuple):
 class Transcriber(Protocol):
     """One model ready to transcribe with fixed settings."""
 
-    def transcribe(self, audios: Sequence[np.ndarray]) -> list[Transcription]:
-        """Transcribe float32 clips [num_samples], mono at 16 kHz; results in the order of the clips."""
+    num_concurrent: int
+    """Batches that may be transcribed at the same time, from as many threads."""
+    batch_size: int
+    """Clips that `transcribe` should be given at once."""
+    folder: Path | None
+    """The checkpoint, where it is on this machine."""
+    packages: tuple[str, ...]
+    """Whose versions decide the texts."""
+
+    def transcribe(self, audios: Sequence[np.ndarray], language: str | None = None) -> list[Transcription]:
+        """Transcribe float32 clips [num_samples], mono at 16 kHz; results in the order of the clips.
+
+        `language`: its name, where it is not that of the run.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

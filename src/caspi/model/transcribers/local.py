@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,11 @@ from transformers import GenerationConfig, Qwen3ASRForConditionalGeneration, Qwe
 
 from caspi.config import Evaluate
 from caspi.model.prompt import forced_prefix
-from caspi.model.transcribers import Transcription, plan_batches
+from caspi.model.transcribers import TEXT_MARK, Transcription, plan_batches
 from caspi.speech.audio import SAMPLE_RATE_HZ
 
 __all__ = ["LocalTranscriber", "Transcription", "prompt_text", "transcribe"]
 
-TEXT_MARK = "<asr_text>"
 MAX_BATCH_SECONDS = Evaluate().max_batch_seconds
 
 
@@ -116,6 +116,9 @@ def generation_mode(model: Qwen3ASRForConditionalGeneration, settings: Generatio
 class LocalTranscriber:
     """A loaded checkpoint with its settings, as `Transcriber`."""
 
+    num_concurrent = 1
+    packages: tuple[str, ...] = ("torch", "transformers")
+
     def __init__(
         self,
         model: Qwen3ASRForConditionalGeneration,
@@ -126,9 +129,12 @@ class LocalTranscriber:
         num_beams: int,
         max_new_tokens: int,
         max_batch_seconds: float,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
+        self.folder = folder
+        self.batch_size = batch_size
         self.language = language
         self.decoding: dict[str, Any] = {
             "batch_size": batch_size,
@@ -137,8 +143,8 @@ class LocalTranscriber:
             "max_batch_seconds": max_batch_seconds,
         }
 
-    def transcribe(self, audios: Sequence[np.ndarray]) -> list[Transcription]:
-        return transcribe(self.model, self.processor, audios, language=self.language, **self.decoding)
+    def transcribe(self, audios: Sequence[np.ndarray], language: str | None = None) -> list[Transcription]:
+        return transcribe(self.model, self.processor, audios, language=language or self.language, **self.decoding)
 
     def describe(self) -> dict[str, Any]:
         return {
