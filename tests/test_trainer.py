@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from caspi.config import Recipe, Stage, Train, load_recipe
 from caspi.model.batch import Example, StepBatch
+from caspi.model.build import build_run, check_data, load_data, open_quarantine
 from caspi.model.optimizer import build_optimizer, load_optimizer, named_parameters, save_optimizer
 from caspi.model.stages import LearningRates, span_at, stage_spans
 from caspi.model.trainer import StageTrainer
-from caspi.train import build_run, load_data
 
 GROUPS_B = ("projector", "llm_top", "lm_head")
 
@@ -38,7 +38,9 @@ def build_trainer(recipe: Recipe, output: Path, span_index: int, batch_size: int
         update={"output_dir": output, "batch_size": batch_size, "gradient_accumulation_steps": 6 // batch_size}
     )
     recipe = recipe.model_copy(update={"train": config})
-    run = build_run(recipe, load_data(config), SimpleNamespace(exit_code=0), NoStore())  # type: ignore[arg-type]
+    quarantine = open_quarantine(config, is_resumed=False)
+    split = check_data(load_data(config), quarantine)
+    run = build_run(recipe, split, quarantine, NoStore(), SimpleNamespace(exit_code=0), world_size=1)
     trainer = StageTrainer(run, run.spans[span_index])
     trainer.create_optimizer()
     trainer.state.global_step = run.spans[span_index].first_step
@@ -174,6 +176,31 @@ def test_both_stages_build_optimizers_whose_parameters_are_the_trainable_ones(re
         optimizer = build_optimizer(trainer.run.model, trainer.run.assigned, weight_decay=0.1, beta2=0.99)
         trainable = {name for name, p in trainer.run.model.named_parameters() if p.requires_grad}
         assert named_parameters(optimizer).keys() == trainable
+
+
+def test_the_probe_halves_micro_batches_until_the_longest_clips_fit_and_leaves_no_trace(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build_trainer(recipe, tmp_path, 0, batch_size=6)
+    before = {name: p.detach().clone() for name, p in trainer.run.model.named_parameters()}
+    original, seen = StageTrainer.compute_loss, []
+
+    def compute_loss(self: StageTrainer, model: object, inputs: dict[str, torch.Tensor], **kwargs: object) -> object:
+        seen.append((len(inputs["input_ids"]), inputs["input_features"].shape[-1]))
+        if len(inputs["input_ids"]) > 2:
+            raise torch.cuda.OutOfMemoryError("planted")
+        return original(self, model, inputs, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", compute_loss)
+    random_state = torch.get_rng_state()
+    trainer.gradients.fit_memory()
+    assert trainer.run.micro_batch_size == 1
+    assert [rows for rows, _ in seen] == [6, 3, 1]
+    longest_frames = max(round(item.duration * 100) for item in trainer.run.utterances)
+    assert all(frames >= longest_frames for _, frames in seen)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in trainer.run.model.named_parameters())
+    assert not trainer.own_optimizer.state
 
 
 ROUND_2 = Train()

@@ -2,14 +2,18 @@
 
 import hashlib
 import os
+import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from safetensors.torch import load_file
 
+import caspi.train  # noqa: F401  # once here instead of in every fork
 from caspi.cli import main
 from caspi.model.checkpoint import save_asr
 from caspi.model.tiny import build_tiny_asr
@@ -87,6 +91,11 @@ def train_in_child(recipe: Path, output: Path, *flags: str, prepare: Callable[[]
 
     `prepare` runs in the child before, to plant whatever is to go wrong.
     """
+    return os.waitstatus_to_exitcode(os.waitpid(fork(recipe, output, *flags, prepare=prepare), 0)[1])
+
+
+def fork(recipe: Path, output: Path, *flags: str, prepare: Callable[[], object]) -> int:
+    """Its process id."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -98,7 +107,32 @@ def train_in_child(recipe: Path, output: Path, *flags: str, prepare: Callable[[]
             traceback.print_exc()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def train_in_children(
+    recipe: Path, output: Path, *flags: str, prepare: Callable[[int], object] = lambda rank: None
+) -> list[int]:
+    """`caspi train` in two forked processes, as torchrun would start them; returns their exit codes by rank."""
+    children = fork_two(recipe, output, *flags, prepare=prepare)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def fork_two(
+    recipe: Path, output: Path, *flags: str, prepare: Callable[[int], object] = lambda rank: None
+) -> list[int]:
+    """Process ids by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def join(rank: int) -> None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        prepare(rank)
+
+    return [fork(recipe, output, *flags, prepare=partial(join, rank)) for rank in range(2)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

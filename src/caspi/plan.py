@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from caspi.config import Plan, Recipe, Stage, Train
 from caspi.model import footprint
-from caspi.ops.cost import Gpu, Price, find_gpu, find_price
+from caspi.ops.cost import Gpu, Price, find_gpu, find_price, recognise_gpu
 from caspi.records import ExitCode, dump_json, read_manifest
 
 SECONDS_PER_HOUR = 3600
@@ -69,6 +69,19 @@ def predict_stage(
         "optimizer_steps": stage.num_epochs * math.ceil(corpus.num_utterances / batch),
         "hours": stage.num_epochs * corpus.num_utterances / samples_per_second / SECONDS_PER_HOUR,
     }
+
+
+def expected_samples_per_second(recipe: Recipe, device_name: str, num_gpus: int) -> float | None:
+    """What the slowest stage is predicted to reach on these cards; None for a card that is not in the table."""
+    gpu = recognise_gpu(device_name)
+    if gpu is None:
+        return None
+    plan, train = recipe.plan.model_copy(update={"gpu": gpu, "num_gpus": num_gpus}), recipe.train
+    shape = footprint.shape_of(train.base_model)
+    parts = footprint.parameters(shape, train.num_audio_top_layers, train.num_llm_top_layers)
+    corpus = corpus_of(train, plan)
+    stages = [predict_stage(stage, shape, parts, corpus, plan, train, find_gpu(gpu)) for stage in train.stages]
+    return float(min(stage["samples_per_second"] for stage in stages))
 
 
 def worst_memory(shape: footprint.Shape, parts: dict[str, int], plan: Plan, train: Train) -> footprint.Memory:

@@ -1,29 +1,35 @@
 """`caspi train`: pass the gate, run the stages one after the other, save the final model. Resumes by itself."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from caspi import gate
-from caspi.config import Recipe, Train
-from caspi.model.batch import Encoder, StepCollator, check_supervision
-from caspi.model.checkpoint import load_asr, save_asr
-from caspi.model.dev_set import PROFILE, DevSet
-from caspi.model.layers import assign_groups
+from caspi.config import Health, Recipe, Train
+from caspi.model.batch import StepCollator, check_supervision
+from caspi.model.build import build_run, check_data, load_data, open_quarantine
+from caspi.model.final import choose_step, read_state, write_final_model
 from caspi.model.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
 from caspi.model.processes import all_gather_objects, is_main_process, join_processes, num_processes
 from caspi.model.run import Run
-from caspi.model.sampler import Plan
-from caspi.model.stages import LearningRates, span_at, stage_spans
+from caspi.model.stages import span_at
 from caspi.model.trainer import StageTrainer
-from caspi.model.weights import load_weights
-from caspi.ops.artifacts import Checkpoint, newest_checkpoint, read_marker, set_aside
+from caspi.model.weights import checkpoint_bytes
+from caspi.ops import hub, launcher
+from caspi.ops.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker, set_aside
+from caspi.ops.final_upload import upload_final
+from caspi.ops.health import HealthMonitor
+from caspi.ops.run_lock import only_run_in
 from caspi.ops.signals import StopRequest, stop_request
 from caspi.ops.tracking import FILE_ONLY, MetricsFile, TensorBoard, WeightsAndBiases, close_logs, open_logs, plan_wandb
 from caspi.ops.training_record import (
@@ -33,54 +39,94 @@ from caspi.ops.training_record import (
     data_sha256,
     weights_recipe,
 )
-from caspi.records import AnswerIsNo, ExitCode, RunFailed, Utterance, read_manifest, write_json
-from caspi.speech.audio import AudioError, probe_audio
-from caspi.speech.score import normalize
-from caspi.speech.split import Split, fixed_subset, split_utterances
+from caspi.plan import expected_samples_per_second
+from caspi.records import AnswerIsNo, ExitCode, RunFailed
 
-STATE_FILE = "trainer_state.json"
+METRICS_FILE = "metrics.jsonl"
+IN_EACH_PROCESS = "import sys; from caspi.train import train_process; sys.exit(train_process(sys.argv[1]))"
+
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe) -> int:
-    """Train, or go on training, as the recipe says.
+    """Train, or go on training, as the recipe says; with several GPUs, in one process for each.
 
     Raises:
         AnswerIsNo: the gate is closed, or the user has not reviewed Phase 0.
         RunFailed: the run cannot go on; the newest checkpoint is intact.
         ValueError: recipe, manifest or checkpoint cannot be used.
     """
-    check_processes(recipe.train)
+    config = recipe.train
+    if config.hub_model_id:
+        hub.check_repo_id(config.hub_model_id)
+    if launcher.is_launched():
+        check_processes(config)
+        return run_process(recipe, pass_gate(recipe) if is_main_process() else {})
+    opened = pass_gate(recipe)
+    wanted = config.num_processes or max(1, torch.cuda.device_count())
+    if wanted == 1:
+        return run_process(recipe, opened)
+    job = {"recipe": recipe.model_dump(mode="json"), "gate": opened}
+    return launcher.launch(IN_EACH_PROCESS, job, wanted, config.shutdown_seconds)
+
+
+def train_process(job_file: str) -> int:
+    """One of several processes that `run` started."""
+    return launcher.report(
+        Path(job_file), lambda job: run_process(Recipe.model_validate(job["recipe"]), dict(job["gate"]))
+    )
+
+
+def run_process(recipe: Recipe, opened: dict[str, Any]) -> int:
+    """Train in this process, together with the others of the launcher if there are any."""
     join_processes()
     transformers_logging.set_verbosity_error()
-    handlers = open_logs(recipe.train.output_dir, is_main_process())
+    folder = recipe.train.output_dir
+    handlers = open_logs(folder, is_main_process())
     try:
         with stop_request() as stop:
-            return train(recipe, stop)
+            if not is_main_process():
+                return train(recipe, opened, stop)
+            with only_run_in(folder):
+                return train(recipe, opened, stop)
     except (RunFailed, AnswerIsNo, ValueError) as error:
         log.error("%s", error, extra=FILE_ONLY)
         raise
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise RunFailed(f"the disk of {folder} is full ({error}); make room, the same command goes on") from error
     finally:
         close_logs(handlers)
 
 
-def train(recipe: Recipe, stop: StopRequest) -> int:
+def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     config = recipe.train
     print_configuration(config)
-    opened = pass_gate(recipe) if is_main_process() else {}
+    announce_gate(opened)
     split = load_data(config)
     wanted = weights_recipe(recipe, num_processes())
     data_hash = data_sha256(split.training, split.evaluation)
     checkpoint = find_checkpoint(config, wanted, data_hash)
+    quarantine = open_quarantine(config, is_resumed=checkpoint is not None)
+    split = check_data(split, quarantine)
     record = TrainingRecord(recipe, previous_record(config.output_dir))
     update(record, gate=opened, data_sha256=data_hash, num_processes=num_processes())
-    this = build_run(recipe, split, stop, CheckpointKeeper(config, wanted, data_hash, num_processes()))
-    reporters = start_reporting(this, record)
+    store = CheckpointKeeper(config, wanted, data_hash, num_processes())
+    micro_batch_size = checkpoint.marker.micro_batch_size if checkpoint else None
+    this = build_run(recipe, split, quarantine, store, stop, num_processes(), micro_batch_size)
+    if is_main_process():
+        check_disk(this)
+    reporters = start_reporting(this, recipe, record)
     prove_supervision(this)
     exit_code = train_stages(this, checkpoint, record)
-    if not exit_code:
+    if not exit_code and is_main_process():
         save_final_model(this, record)
+        if config.push_to_hub:
+            assert config.hub_model_id, "the configuration requires it"
+            update(record, **upload_final(config.output_dir, config.hub_model_id))
     for reporter in reporters:
         reporter.finish(exit_code)
     return exit_code
@@ -93,8 +139,8 @@ def check_processes(config: Train) -> None:
     """
     if config.num_processes not in (0, num_processes()):
         raise ValueError(
-            f"train.num_processes is {config.num_processes}, but {num_processes()} run; start them with: "
-            f"torchrun --nproc_per_node {config.num_processes} -m caspi train ..."
+            f"train.num_processes is {config.num_processes}, but torchrun started {num_processes()}: leave it out, or "
+            "start caspi train without torchrun"
         )
 
 
@@ -104,46 +150,18 @@ def pass_gate(recipe: Recipe) -> dict[str, Any]:
     opened = gate.require_open(
         config.gate_report, config.signoff_file, config.manifest, config.accept_risk, recipe.gate.max_age_days
     )
-    if sys.stdin.isatty() and not config.yes:
+    if sys.stdin.isatty() and not config.yes and num_processes() == 1:
         answer = input("Have you reviewed Phase 0 results? (y/n): ")
         if answer.strip().lower() not in ("y", "yes"):
             raise AnswerIsNo("Phase 0 results are not reviewed: read the report, then start again")
-    log.info("✓ Loaded Phase 0 audit results: %s", opened.decision or "none")
-    if opened.accepted_risk is not None:
-        log.warning("WARNING: the gate was opened by an accepted risk: %s", opened.accepted_risk)
     return dict(opened.model_dump(mode="json"))
 
 
-def load_data(config: Train) -> Split:
-    log.info("Loading datasets...")
-    utterances = read_manifest(config.manifest)
-    split = split_utterances(
-        utterances,
-        min_duration_seconds=config.min_audio_length_seconds,
-        max_duration_seconds=config.max_audio_length_seconds,
-        evaluation_fraction=config.eval_fraction,
-        seed=config.seed,
-    )
-    for item in split.left_out:
-        log.info("  left out: %s (%s)", item.id, item.reason)
-    check_audio([*split.training, *split.evaluation])
-    for source in sorted({item.source or "(no source)" for item in split.training}):
-        log.info("✓ %s: %s samples", source, f"{sum((i.source or '(no source)') == source for i in split.training):,}")
-    log.info("✓ Total training samples: %s", f"{len(split.training):,}")
-    log.info("✓ Evaluation samples: %s; left out: %s\n", f"{len(split.evaluation):,}", f"{len(split.left_out):,}")
-    return split
-
-
-def check_audio(utterances: list[Utterance]) -> None:
-    """
-    Raises:
-        ValueError: a file that the manifest names is not there or not audio; the manifest is stale.
-    """
-    for path in sorted({item.audio_filepath for item in utterances}):
-        try:
-            probe_audio(path)
-        except AudioError as error:
-            raise ValueError(f"{error}; the manifest is stale, run caspi prepare again") from None
+def announce_gate(opened: dict[str, Any]) -> None:
+    if is_main_process():
+        log.info("✓ Loaded Phase 0 audit results: %s", opened.get("decision") or "none")
+        if opened.get("accepted_risk") is not None:
+            log.warning("WARNING: the gate was opened by an accepted risk: %s", opened["accepted_risk"])
 
 
 def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Checkpoint | None:
@@ -160,50 +178,16 @@ def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Ch
     return all_gather_objects(found)[0]
 
 
-def build_run(recipe: Recipe, split: Split, stop: StopRequest, store: CheckpointKeeper) -> Run:
-    config = recipe.train
-    log.info("Loading model...")
-    model, processor = load_asr(config.base_model, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-    log.info("✓ Model loaded: %s\n", config.base_model)
-    encoder = Encoder(processor, recipe.language.name)
-    plan = Plan(len(split.training), config.effective_batch_size(num_processes()), config.seed)
-    spans = stage_spans(config.stages, plan.steps_per_epoch)
-    scorable = [item for item in split.evaluation if normalize(item.text, PROFILE)]
-    if not scorable:
-        raise ValueError("no evaluation utterance has a word that can be scored")
-    chosen = {scorable[index].id for index in fixed_subset(scorable, config.max_wer_utterances, config.seed)}
-    dev_set = DevSet(
-        split.evaluation,
-        [index for index, item in enumerate(split.evaluation) if item.id in chosen],
-        encoder,
-        language=recipe.language.name,
-        batch_size=config.eval_batch_size,
-        max_new_tokens=config.max_new_tokens,
-        cache_mib=config.feature_cache_mib,
-    )
-    return Run(
-        config=config,
-        model=model,
-        processor=processor,
-        encoder=encoder,
-        assigned=assign_groups(model, config.num_llm_top_layers, config.num_audio_top_layers),
-        utterances=split.training,
-        dev_set=dev_set,
-        plan=plan,
-        spans=spans,
-        rates=LearningRates(config, spans),
-        store=store,
-        stop=stop,
-    )
-
-
-def start_reporting(this: Run, record: TrainingRecord) -> list[WeightsAndBiases]:
+def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord) -> list[WeightsAndBiases]:
     """Adds the reporters to the run; returns those that want to know how it ends."""
     folder = this.config.output_dir
+    switches = [span.first_step for span in this.spans[1:]]
     this.callbacks += [
-        MetricsFile(folder / "metrics.jsonl"),
+        MetricsFile(folder / METRICS_FILE),
+        HealthMonitor(health_limits(recipe), switches, folder / METRICS_FILE, lambda: ask_to_stop(this)),
         TensorBoard(folder / "runs"),
         Milestones(this.config.num_epochs(), this.plan.steps_per_epoch),
+        Progress(record),
     ]
     if not is_main_process():
         return []
@@ -212,8 +196,63 @@ def start_reporting(this: Run, record: TrainingRecord) -> list[WeightsAndBiases]
     if plan.mode == "off":
         return []
     reporter = WeightsAndBiases(plan, folder, record.content["wandb_run_id"], record.content)
+    reporter.attach(this.config.gate_report)
+    update(record, wandb_url=reporter.url)
     this.callbacks.append(reporter)
     return [reporter]
+
+
+def health_limits(recipe: Recipe) -> Health:
+    """The recipe's, with the speed that the plan predicts for this GPU where the recipe says none."""
+    limits = recipe.train.health
+    if limits.expected_samples_per_second is None and torch.cuda.is_available():
+        predicted = expected_samples_per_second(recipe, torch.cuda.get_device_name(), num_processes())
+        return limits.model_copy(update={"expected_samples_per_second": predicted})
+    return limits
+
+
+def check_disk(this: Run) -> None:
+    """
+    Raises:
+        ValueError: there is no room for the checkpoints that will be kept, and one more while it is written.
+    """
+    folder, limit = this.config.output_dir, this.config.save_total_limit
+    widest = {group for span in this.spans for group in span.stage.learning_rates}
+    size = checkpoint_bytes(this.model, lambda name: this.assigned[name] in widest)
+    needed = (limit + 1 - len(checkpoint_folders(folder))) * size
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 2**30:.1f} GiB free, {limit + 1} checkpoints need {needed / 2**30:.1f} GiB more: "
+            "make room, choose another --output-dir, or keep fewer with --save-total-limit 2"
+        )
+
+
+def ask_to_stop(this: Run) -> None:
+    this.stop.exit_code = this.stop.exit_code or int(ExitCode.NOT_MEASURED)
+
+
+class Progress(TrainerCallback):
+    """Keeps run.json up to date at every save: seconds spent in training, all starts together, and peak memory."""
+
+    def __init__(self, record: TrainingRecord) -> None:
+        self.record = record
+        self.began = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        seconds = self.record.content.get("train_seconds", 0.0) + now - self.began
+        peaks = [entry["gpu_memory_gib"] for entry in state.log_history if "gpu_memory_gib" in entry]
+        update(
+            self.record,
+            train_seconds=round(seconds, 3),
+            steps_done=state.global_step,
+            peak_gpu_memory_gib=max(peaks) if peaks else None,
+        )
+        self.began = now
 
 
 def prove_supervision(this: Run) -> None:
@@ -227,7 +266,7 @@ def prove_supervision(this: Run) -> None:
 
 
 def train_stages(this: Run, checkpoint: Checkpoint | None, record: TrainingRecord) -> int:
-    """Train every stage that is left; returns the exit code of the signal that stopped the run, else 0."""
+    """Train every stage that is left; returns the exit code of what stopped the run before its end, else 0."""
     log.info("\n%s\nStarting training...\n%s", RULE, RULE)
     while span := span_at(this.spans, checkpoint.marker.step if checkpoint else 0):
         announce_stage(this, span, checkpoint.marker.step if checkpoint else 0)
@@ -245,22 +284,16 @@ def train_stages(this: Run, checkpoint: Checkpoint | None, record: TrainingRecor
 
 def save_final_model(this: Run, record: TrainingRecord) -> None:
     """Write the chosen checkpoint's model and the whole history into the output folder."""
-    if not is_main_process():
-        return
     folder = this.config.output_dir
-    last = folder / f"checkpoint-{this.spans[-1].last_step}"
-    state = json.loads((last / STATE_FILE).read_text(encoding="utf-8"))
-    step = state["best_global_step"] if this.config.final_model == "best" else state["global_step"]
+    state = read_state(folder / f"checkpoint-{this.spans[-1].last_step}")
+    step = choose_step(state, this.config.final_model)
     log.info("\nSaving final model...")
     read_marker(folder / f"checkpoint-{step}")
-    load_weights(this.model, folder / f"checkpoint-{step}")
-    save_asr(this.model, this.processor, folder)
-    write_json(folder / STATE_FILE, state)
-    scores = next(entry for entry in reversed(state["log_history"]) if entry["step"] == step and "eval_wer" in entry)
-    update(record, state="done", final_step=step, final_wer=scores["eval_wer"], final_cer=scores["eval_cer"])
+    final = write_final_model(this, folder / f"checkpoint-{step}", state, step)
+    update(record, state="done", exit_code=0, final_step=step, final_wer=final.wer, final_cer=final.cer)
     log.info("✓ Model saved to: %s (%s checkpoint, step %d)", folder, this.config.final_model, step)
     log.info("\n%s\nTraining completed!\nModel saved to: %s\n%s\n", RULE, folder, RULE)
-    log.info("✓ Final WER: %.2f%%\n✓ Final CER: %.2f%%", 100 * scores["eval_wer"], 100 * scores["eval_cer"])
+    log.info("✓ Final WER: %.2f%%\n✓ Final CER: %.2f%%", 100 * final.wer, 100 * final.cer)
 
 
 def previous_record(folder: Path) -> dict[str, Any] | None:

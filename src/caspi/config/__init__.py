@@ -13,7 +13,7 @@ from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThre
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
-from caspi.config.operations import Check, Env, Plan
+from caspi.config.operations import Check, Env, Plan, Watch
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
 from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Stage, Train
@@ -52,6 +52,7 @@ __all__ = [
     "TinyBase",
     "Train",
     "Validity",
+    "Watch",
     "load_recipe",
     "one_line",
 ]
@@ -66,6 +67,7 @@ class Recipe(Section):
     audit: Audit = Audit()
     gate: Gate = Gate()
     train: Train = Train()
+    watch: Watch = Watch()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     export: Export = Export()

@@ -117,8 +117,20 @@ class Audit(Section):
 
     manifest: Path = Path("data/manifest.jsonl")
     output: Path = Path("phase0_audit_results")
-    backend: Literal["tts-dtw", "uniform", "random"] = "tts-dtw"
-    """Aligner. `uniform` and `random` ignore the audio; they exist to show that such an audit ends in AUDIT_INVALID."""
+    backend: Literal["qwen", "ctc", "tts-dtw", "uniform", "random"] = "tts-dtw"
+    """Aligner: `qwen` is Qwen3-ForcedAligner, `ctc` any CTC model of transformers, `tts-dtw` compares with synthetic
+    speech and needs no weights. `uniform` and `random` ignore the audio: such an audit ends in AUDIT_INVALID."""
+    aligner_model: str = "Qwen/Qwen3-ForcedAligner-0.6B"
+    """Forced aligner of `qwen`: a folder or a Hub id, in either layout."""
+    ctc_model: str = "imvladikon/wav2vec2-xls-r-300m-hebrew"
+    """Model of `ctc`: a folder or a Hub id with safetensors weights; any AutoModelForCTC whose tokens are characters."""
+    model_batch_size: Count = 16
+    """Most (audio, transcript) pairs that `qwen` computes at once."""
+    model_batch_seconds: Positive = 300.0
+    """Most audio in such a batch, padding included."""
+    shift_stability: bool = False
+    """Let `qwen` align again after 0.48 s of silence: a word whose times do not follow loses its score. Twice the time.
+    """
     reference_voices: tuple[str, ...] = ("", "+f3")
     """Variants of `language.espeak_voice` that `tts-dtw` compares with, for example "" "+f2" "+m3"; the best counts."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.10

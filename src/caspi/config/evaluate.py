@@ -65,6 +65,10 @@ class Evaluate(Section):
     """What the model was trained on: test clips that are in it are named in leakage.json."""
     min_leak_words: Count = 4
     """Shorter transcripts may occur in both by chance and are not called leaks."""
+    leak_ngram_words: Count = 5
+    """Words in the n-grams of a test set that are looked for in the training manifest."""
+    max_seen_ngram_fraction: Fraction = 0.1
+    """Share of a test set's n-grams seen in training that is worth a warning; common phrases are in both anyway."""
     output: Path = Path("evaluation")
     max_samples: int | None = None
     """Seeded random subset per test set; small subsets cannot show small differences."""

@@ -1,4 +1,4 @@
-"""Before the run: tracking settings, readiness, cost."""
+"""Around the run: tracking settings, readiness, cost, and watching it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -72,3 +72,37 @@ class Plan(Section):
     """More of the card's memory than this does not fit."""
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON instead of tables."""
+
+
+class Watch(Section):
+    """How a training run is doing, from the files it writes."""
+
+    run_dir: tyro.conf.Positional[Path] = Path("qwen3-asr-hebrew-round2")
+    """Output folder of `caspi train`; it is only read."""
+    once: bool = False
+    """Show it once; without, again and again until the run ends."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON, once."""
+    page: bool = False
+    """Write RUN_DIR/run.html and stop."""
+    bundle: Path | None = None
+    """Pack what a bug report needs into this .tar.gz, without secrets, and stop."""
+    price: Positive | None = None
+    """USD per hour for all GPUs together; default: the recipe's, or that of the GPUs of this machine in `ops.cost`."""
+    refresh_seconds: Positive = 5.0
+    """Time between two looks at the run."""
+    max_silence_seconds: Positive = 900.0
+    """A run that has written nothing for so long has probably hung. The slowest pause is an evaluation."""
+    max_temperature_celsius: Positive = 85.0
+    """GPU temperature above which it slows down (the guide's figure)."""
+    budget_alerts_usd: tuple[Positive, ...] = (25.0, 40.0, 50.0)
+    """Spending at which to look at the run (the guide's figures)."""
+    rollback_hint_usd: Positive = 60.0
+    """Spending at which the guide considers going back to a model that works."""
+    nvidia_smi_timeout_seconds: Positive = 5.0
+    rate_window_entries: Annotated[int, Field(ge=2)] = 10
+    """Newest training entries of the stage from which the time left is estimated."""
+    num_log_lines: Count = 50
+    """Last lines of training.log in the bundle (the guide's figure)."""
+    num_metrics_lines: Count = 200
+    """Last lines of metrics.jsonl in the bundle."""

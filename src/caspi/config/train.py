@@ -7,6 +7,17 @@ from pydantic import Field, model_validator
 
 from caspi.config.base import Count, Fraction, Positive, Section
 
+AlertKind = Literal[
+    "GRAD_NORM_HIGH",
+    "GRAD_NORM_LOW",
+    "LOSS_NOT_RECOVERED",
+    "GPU_MEMORY_HIGH",
+    "SPEED_LOW",
+    "LEARNING_RATES_ZERO",
+    "EVAL_WER_RISING",
+    "DATA_WAIT_HIGH",
+]
+
 
 class Stage(Section):
     """One strategy: which layer groups train, and how fast. A group left out stays frozen."""
@@ -21,6 +32,57 @@ STRATEGY_B = Stage(name="B", num_epochs=2, learning_rates={"projector": 2e-4, "l
 STRATEGY_A = Stage(
     name="A", num_epochs=3, learning_rates={"projector": 1e-4, "audio_top": 3e-5, "llm_top": 3e-5, "lm_head": 1e-4}
 )
+
+
+class Health(Section):
+    """When a run that still goes on deserves a look; each alert is raised once, with the flag that helps."""
+
+    max_grad_norm: Positive = 50.0
+    """Gradient norm (before clipping) above which training is unstable."""
+    min_grad_norm: Positive = 0.01
+    """Gradient norm below which nothing is learnt."""
+    recovery_steps: Count = 200
+    """Optimizer steps within which the loss must be back after a new stage began."""
+    max_recovered_ratio: Positive = 1.25
+    """Loss relative to the last one before the switch that counts as back."""
+    max_memory_fraction: Fraction = 0.95
+    """Peak of the GPU's memory that was in use."""
+    expected_samples_per_second: Positive | None = None
+    """Utterances per second of all processes; None: what `caspi plan` predicts for this GPU, if it knows it."""
+    min_speed_fraction: Fraction = 0.5
+    """Share of the expected speed below which something is wrong."""
+    max_data_wait_fraction: Fraction = 0.10
+    """Share of the time spent waiting for audio to be decoded."""
+    stop_on: tuple[AlertKind, ...] = ()
+    """Alerts at which the run saves and stops with exit code 3; the same command goes on."""
+
+
+class Augmentation(Section):
+    """How training audio and prompts vary, drawn anew for each utterance and epoch. As it is, they do not."""
+
+    speed_probability: Fraction = 0.0
+    speed_factors: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.9, 1.1)
+    """Tempo and pitch together; 1.1 is faster."""
+    noise_probability: Fraction = 0.0
+    noise_snr_db: tuple[float, float] = (5.0, 25.0)
+    """Range of speech to pink noise."""
+    telephone_probability: Fraction = 0.0
+    """Of the telephone's 300 to 3400 Hz."""
+    codec_probability: Fraction = 0.0
+    """Of a round trip through a lossy codec, as voice messages take."""
+    codecs: Annotated[tuple[Literal["opus", "mp3"], ...], Field(min_length=1)] = ("opus", "mp3")
+    num_time_masks: Annotated[int, Field(ge=0)] = 0
+    """SpecAugment's masks in time."""
+    max_time_mask_fraction: Fraction = 0.05
+    """Longest of them, as a share of the clip."""
+    num_mel_masks: Annotated[int, Field(ge=0)] = 0
+    """SpecAugment's masks in frequency."""
+    max_mel_mask_fraction: Fraction = 0.2
+    """Widest of them, as a share of the mel bins."""
+    context_probability: Fraction = 0.0
+    """Of giving the previous transcript (the manifest's `prev_text`) as the system prompt."""
+    max_context_characters: Count = 400
+    """Only the last words of it."""
 
 
 class Train(Section):
@@ -39,6 +101,12 @@ class Train(Section):
     stages: tuple[Stage, ...] = (STRATEGY_B, STRATEGY_A)
     num_llm_top_layers: Count = 12
     num_audio_top_layers: Count = 8
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Of adapters on the attention of the LLM layers that stay frozen, in all stages; 0: none. 16 adds 3.7 million
+    parameters to the 1.7B. They are merged into every checkpoint."""
+    lora_alpha: Positive = 32.0
+    """An adapter's product counts alpha / rank times."""
+    lora_learning_rate: Positive = 2e-4
     batch_size: Count = 2
     """Utterances per micro-batch and process."""
     gradient_accumulation_steps: Count = 16
@@ -68,15 +136,30 @@ class Train(Section):
     """Utterances per batch when evaluating."""
     final_model: Literal["best", "last"] = "best"
     """Which checkpoint becomes the final model: the one with the lowest eval_wer, or the last one."""
+    dataset_weights: dict[str, Positive] = {}
+    """Share of each `source` of the manifest in an epoch, in any unit, for all of them; empty: every utterance once.
+    An epoch keeps its length: of a source with a small share some wait for the next epoch, of others some repeat."""
+    augmentation: Augmentation = Augmentation()
     num_loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode audio ahead; 0: in the training process."""
     feature_cache_mib: Annotated[float, Field(ge=0)] = 1024.0
     """Memory for audio features of small corpora, which are then decoded once; only without loader workers."""
+    max_undecodable_fraction: Fraction = 0.01
+    """Share of the training clips that may be left out because they cannot be decoded; above it the run stops."""
+    max_first_loss: Positive = 8.0
+    """Nats per target token before step 1. A pretrained model is far below, a vocabulary of 152,000 guesses at 11.9;
+    above it labels, audio and weights do not belong together."""
+    health: Health = Health()
+    shutdown_seconds: Count = 300
+    """With several processes: time to save after a signal, before they are killed."""
     seed: int = 42
     overwrite_recipe: bool = False
     """Resume although recipe or data differ from the checkpoint's."""
     push_to_hub: bool = False
+    """Upload the final model, privately. A failed upload is a warning with the command to try again: the model is kept
+    and the run counts as done."""
     hub_model_id: str | None = None
+    """OWNER/NAME."""
 
     @model_validator(mode="after")
     def check(self) -> "Train":

@@ -7,7 +7,7 @@ sends, so it is given and carries no loss. The transcript and the end of the tur
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen3ASRProcessor
 
+from caspi.model.augmentation import Augmenter
 from caspi.model.sampler import micro_batches
 from caspi.records import Rejected, RunFailed, Utterance
 from caspi.speech.audio import SAMPLE_RATE_HZ, AudioError, load_audio
@@ -35,6 +36,8 @@ class Example(NamedTuple):
     """float32 [M, F]: log-mel frames of this clip alone, unpadded."""
     target_ids: tuple[int, ...]
     """Transcript and end of turn."""
+    context: str = ""
+    """System prompt."""
 
 
 class StepBatch(NamedTuple):
@@ -61,12 +64,19 @@ class Encoder:
         self.extractor = processor.feature_extractor
         self.chunk_frames = 2 * self.extractor.n_window
         self.pad_id = self.tokenizer.pad_token_id
-        message: dict[str, Any] = {"role": "user", "content": [{"type": "audio"}]}
-        prompt = processor.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True, forced_language=language
+        self.language = language
+        self.before_audio, self.after_audio = self.around_audio("")
+
+    def around_audio(self, context: str) -> tuple[list[int], list[int]]:
+        """Ids of the prompt before and after the audio's positions; `context` is the system prompt."""
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "audio"}]}]
+        if context:
+            messages.insert(0, {"role": "system", "content": context})
+        prompt = self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, forced_language=self.language
         )
-        before, after = prompt.split(processor.audio_token)
-        self.before_audio, self.after_audio = self.token_ids(before), self.token_ids(after)
+        before, after = prompt.split(self.processor.audio_token)
+        return self.token_ids(before), self.token_ids(after)
 
     def token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -84,9 +94,9 @@ class Encoder:
         num_chunks, rest = divmod(num_frames, self.chunk_frames)
         return num_chunks * halved_thrice(self.chunk_frames) + halved_thrice(rest)
 
-    def prompt_ids(self, num_frames: int) -> list[int]:
-        audio = [self.processor.audio_token_id] * self.num_audio_tokens(num_frames)
-        return [*self.before_audio, *audio, *self.after_audio]
+    def prompt_ids(self, num_frames: int, context: str = "") -> list[int]:
+        before, after = self.around_audio(context) if context else (self.before_audio, self.after_audio)
+        return [*before, *[self.processor.audio_token_id] * self.num_audio_tokens(num_frames), *after]
 
     def target_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.token_ids(text + END_OF_TURN))
@@ -105,7 +115,8 @@ class Encoder:
         logits are computed there only. `labels` [B, T] says the same in the usual form.
         """
         num_frames = [example.features.shape[1] for example in examples]
-        prompts = [self.prompt_ids(frames) for frames in num_frames]
+        pairs = zip(num_frames, examples, strict=True)
+        prompts = [self.prompt_ids(frames, example.context) for frames, example in pairs]
         rows = [[*prompt, *example.target_ids] for prompt, example in zip(prompts, examples, strict=True)]
         width = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), width), self.pad_id)
@@ -178,33 +189,60 @@ def halved_thrice(length: int) -> int:
 class Utterances(Dataset[Example | Rejected]):
     """Utterances by (epoch index, utterance index), or what is wrong with the one that cannot be decoded.
 
-    Features are kept in memory until `cache_mib` is used up; a small corpus is then decoded once.
+    Features are kept in memory until `cache_mib` is used up; a small corpus is then decoded once. What `known_bad`
+    holds, by id, is not tried again. With an `augmenter` prompts, and audio if it changes that, differ between epochs.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], encoder: Encoder, cache_mib: float = 0.0) -> None:
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        encoder: Encoder,
+        cache_mib: float = 0.0,
+        known_bad: Mapping[str, Rejected] | None = None,
+        augmenter: Augmenter | None = None,
+    ) -> None:
         self.utterances = utterances
         self.encoder = encoder
+        self.known_bad = {} if known_bad is None else known_bad
+        self.augmenter = augmenter
         self.cache: dict[int, Example] = {}
-        self.cache_bytes_left = cache_mib * 2**20
+        self.cache_bytes_left = 0.0 if augmenter and augmenter.changes_audio else cache_mib * 2**20
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, key: tuple[int, int]) -> Example | Rejected:
-        _, index = key
-        if index in self.cache:
-            return self.cache[index]
+        epoch_index, index = key
         utterance = self.utterances[index]
-        try:
-            samples = load_audio(utterance.audio_filepath, utterance.offset, utterance.duration)
-        except AudioError as error:
-            return Rejected(id=utterance.id, source=utterance.audio_filepath, reason=error.reason, detail=str(error))
-        example = self.encoder.encode(samples, utterance.text)
+        if utterance.id in self.known_bad:
+            return self.known_bad[utterance.id]
+        example = self.cache.get(index)
+        if example is None:
+            try:
+                example = self.encode(utterance, epoch_index)
+            except AudioError as error:
+                return rejected(utterance, error)
+            self.keep(index, example)
+        if self.augmenter:
+            return example._replace(context=self.augmenter.context(utterance, epoch_index))
+        return example
+
+    def encode(self, utterance: Utterance, epoch_index: int) -> Example:
+        samples = load_audio(utterance.audio_filepath, utterance.offset, utterance.duration)
+        if self.augmenter is None or not self.augmenter.changes_audio:
+            return self.encoder.encode(samples, utterance.text)
+        example = self.encoder.encode(self.augmenter.samples(samples, utterance, epoch_index), utterance.text)
+        return example._replace(features=self.augmenter.features(example.features, utterance, epoch_index))
+
+    def keep(self, index: int, example: Example) -> None:
         num_bytes = example.features.nbytes
         if num_bytes <= self.cache_bytes_left:
             self.cache[index] = example
             self.cache_bytes_left -= num_bytes
-        return example
+
+
+def rejected(utterance: Utterance, error: AudioError) -> Rejected:
+    return Rejected(id=utterance.id, source=utterance.audio_filepath, reason=error.reason, detail=str(error))
 
 
 class StepCollator:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from caspi.model.processes import max_over_processes
+from caspi.model.weights import Checksums
 
 if TYPE_CHECKING:
     from caspi.model.trainer import StageTrainer
@@ -24,7 +25,11 @@ class StageFlow(TrainerCallback):
         self.config = trainer.run.config
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A run that was stopped at an evaluation step saved without evaluating: do it now."""
+        """Look at weights and memory; then evaluate where a run that was stopped at an evaluation step did not."""
+        self.trainer.checksums = Checksums(self.trainer.run.model)
+        if args.device.type == "cuda":
+            self.trainer.gradients.fit_memory()
+        self.trainer.meter.restart()
         evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
         if state.global_step and self.is_due(state.global_step) and state.global_step not in evaluated:
             self.trainer._determine_best_metric(self.trainer.evaluate(), None)
@@ -52,18 +57,34 @@ class StageFlow(TrainerCallback):
 
 
 class Meter:
-    """Utterances per second of training, evaluations and saving not counted."""
+    """Speed of training, evaluations and saving not counted, and what else is measured at every step."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.num_utterances = 0
+        self.wait_seconds = 0.0
+        self.max_grad_norm = 0.0
         self.start = time.perf_counter()
 
-    def read(self) -> float:
+    def read(self) -> dict[str, float]:
         """Since the last reading."""
-        now = time.perf_counter()
-        speed = self.num_utterances / max(now - self.start, 1e-9)
-        self.num_utterances, self.start = 0, now
-        return speed
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        found = {
+            "samples_per_second": self.num_utterances / seconds,
+            "data_wait_fraction": self.wait_seconds / seconds,
+            "grad_norm_max": self.max_grad_norm,
+        }
+        self.restart()
+        return found
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the next utterances to be decoded."""
+        before = time.perf_counter()
+        yield
+        self.wait_seconds += time.perf_counter() - before
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

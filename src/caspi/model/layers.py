@@ -14,10 +14,15 @@ from torch import nn
 from transformers import Qwen3ASRForConditionalGeneration
 
 GROUPS = ("projector", "audio_top", "llm_top", "lm_head")
+LORA = "lora"
+"""Group of the adapters, where the recipe has some; no stage names it."""
 FROZEN = "frozen"
 PROJECTOR = "model.multi_modal_projector."
 AUDIO_LAYERS = "model.audio_tower.layers."
 LLM_LAYERS = "model.language_model.layers."
+ATTENTION = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight")
+LORA_PART = ".lora_"
+"""In the names of adapters, as peft gives them."""
 
 
 class GroupRow(NamedTuple):
@@ -46,10 +51,23 @@ def assign_groups(
         "lm_head": [head_name(model)],
     }
     assigned = {name: group_of(name, prefixes) for name, _ in model.named_parameters()}
+    assigned |= {name: LORA for name in assigned if LORA_PART in name}
     for group in GROUPS:
         if group not in assigned.values():
             raise ValueError(f"layer group {group} is empty: no parameter begins with {', '.join(prefixes[group])}")
     return assigned
+
+
+def frozen_attention(model: Qwen3ASRForConditionalGeneration, num_llm_top_layers: int) -> list[str]:
+    """Names of the attention matrices of the LLM layers below the top ones.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    num_frozen = cast(Any, model.config.text_config).num_hidden_layers - num_llm_top_layers
+    if num_frozen < 1:
+        raise ValueError(f"train.num_llm_top_layers is {num_llm_top_layers}: no LLM layer is left for LoRA to adapt")
+    return [f"{LLM_LAYERS}{index}.{part}" for index in range(num_frozen) for part in ATTENTION]
 
 
 def top_layers(prefix: str, key: str, num_top: int, num_layers: int) -> list[str]:
@@ -85,7 +103,7 @@ def check_group_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: a name that is no layer group.
     """
-    unknown = sorted(set(names) - set(GROUPS))
+    unknown = sorted(set(names) - {*GROUPS, LORA})
     if unknown:
         raise ValueError(f"unknown layer group {', '.join(unknown)}; layer groups are {', '.join(GROUPS)}")
 
@@ -127,9 +145,11 @@ def group_table(
     model: nn.Module, assigned: Mapping[str, str], learning_rates: Mapping[str, float]
 ) -> tuple[GroupRow, ...]:
     """Tensors and parameters of every group, `frozen` last, with the learning rate where the group trains."""
-    sizes: dict[str, list[int]] = {group: [] for group in (*GROUPS, FROZEN)}
+    sizes: dict[str, list[int]] = {group: [] for group in (*GROUPS, LORA, FROZEN)}
     for name, parameter in model.named_parameters():
         sizes[assigned[name]].append(parameter.numel())
+    if not sizes[LORA]:
+        del sizes[LORA]
     return tuple(
         GroupRow(group, len(numels), sum(numels), learning_rates.get(group)) for group, numels in sizes.items()
     )
@@ -142,5 +162,6 @@ def describe(group: str, num_llm_top_layers: int, num_audio_top_layers: int) -> 
         "audio_top": f"Top {num_audio_top_layers} Audio",
         "llm_top": f"Top {num_llm_top_layers} LLM",
         "lm_head": "LM head",
+        LORA: "LoRA",
     }
     return names[group]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from caspi.model.layers import GROUPS
+from caspi.model.layers import GROUPS, LORA
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -25,7 +25,7 @@ def build_optimizer(
     """
     groups = []
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for layer_group in GROUPS:
+    for layer_group in (*GROUPS, LORA):
         members = [(name, p) for name, p in trainable if assigned[name] == layer_group]
         for decays in (True, False):
             chosen = [(name, p) for name, p in members if does_decay(name, p, layer_group) == decays]

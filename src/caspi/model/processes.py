@@ -1,6 +1,7 @@
 """This process among those that train together; one process needs no process group."""
 
 import os
+import signal
 from typing import TypeVar
 
 import torch
@@ -59,3 +60,9 @@ def max_over_processes(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
     return int(tensor)
+
+
+def leave_signals_to_parent(_worker_id: int) -> None:
+    """In a loader worker: Ctrl+C and SIGTERM reach the whole group, but it is needed until the checkpoint is saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

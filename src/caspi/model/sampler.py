@@ -6,8 +6,9 @@ rounding) with another number of processes. There is no position to save: the st
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,24 +20,66 @@ def generator(seed: int, purpose: str, identity: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
+class Pool(NamedTuple):
+    """One source of a mixture."""
+
+    name: str
+    indices: np.ndarray
+    """Of its utterances."""
+    num_per_epoch: int
+
+
+def make_pools(sources: Sequence[str], weights: Mapping[str, float]) -> tuple[Pool, ...]:
+    """One pool per source; they share an epoch of `len(sources)` utterances in proportion to the weights.
+
+    Raises:
+        ValueError: the weights are not for exactly the sources that there are.
+    """
+    if set(weights) != set(sources):
+        differing = ", ".join(sorted(set(weights) ^ set(sources)))
+        raise ValueError(
+            f"train.dataset_weights must name every source of the manifest and no other: look at {differing}"
+        )
+    exact = {name: len(sources) * weight / sum(weights.values()) for name, weight in sorted(weights.items())}
+    counts = {name: int(number) for name, number in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: len(sources) - sum(counts.values())]:
+        counts[name] += 1
+    names = np.asarray(sources)
+    return tuple(Pool(name, np.flatnonzero(names == name), counts[name]) for name in counts)
+
+
 class Plan:
     """Utterances of every optimizer step: each epoch takes every utterance once, in an order of its own.
 
-    The last step of an epoch takes what is left and may be smaller; the loss is normalised by target tokens, so no
-    utterance weighs more for it.
+    With pools, an epoch takes `num_per_epoch` of each instead, going through a pool again and again in new orders, so
+    that none of its utterances is taken twice before all are taken once. The last step of an epoch takes what is left
+    and may be smaller; the loss is normalised by target tokens, so no utterance weighs more for it.
     """
 
-    def __init__(self, num_utterances: int, utterances_per_step: int, seed: int) -> None:
+    def __init__(self, num_utterances: int, utterances_per_step: int, seed: int, pools: Sequence[Pool] = ()) -> None:
         if num_utterances < 1 or utterances_per_step < 1:
             raise ValueError(f"cannot plan {num_utterances} utterances in steps of {utterances_per_step}")
         self.num_utterances = num_utterances
         self.utterances_per_step = utterances_per_step
         self.seed = seed
+        self.pools = pools
         self.steps_per_epoch = -(-num_utterances // utterances_per_step)
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch_index: int) -> np.ndarray:
-        return generator(self.seed, "epoch", epoch_index).permutation(self.num_utterances)
+        rng = generator(self.seed, "epoch", epoch_index)
+        if not self.pools:
+            return rng.permutation(self.num_utterances)
+        return rng.permutation(np.concatenate([self.stretch(pool, epoch_index) for pool in self.pools]))
+
+    def stretch(self, pool: Pool, epoch_index: int) -> np.ndarray:
+        """The part of a pool's endless sequence of permutations that an epoch takes."""
+        size, first = len(pool.indices), epoch_index * pool.num_per_epoch
+        rounds = range(first // size, -(-(first + pool.num_per_epoch) // size))
+        orders = [generator(self.seed, f"pool {pool.name}", number).permutation(pool.indices) for number in rounds]
+        start = first - rounds.start * size
+        return np.concatenate([*orders, pool.indices[:0]])[start : start + pool.num_per_epoch]
 
     def step(self, epoch_index: int, step_index: int) -> list[int]:
         """Utterance indices of one optimizer step; both indices count from 0, the step within its epoch."""

@@ -12,7 +12,7 @@ from caspi.config import Train
 from caspi.model import lora
 from caspi.model.averaging import load_average
 from caspi.model.checkpoint import load_asr
-from caspi.model.layers import assign_groups
+from caspi.model.layers import assign_groups, frozen_attention
 from caspi.model.weight_proof import clip_logits, relative_difference
 
 
@@ -58,6 +58,8 @@ def load_source(source: Source, base_model: str, clip: np.ndarray) -> Loaded:
     model, processor = load_folders(source.folders, source.average_weights)
     assigned = groups_of(model, source)
     trained = {name for name, group in assigned.items() if group in source.groups}
+    if source.train.lora_rank:
+        trained |= set(frozen_attention(model, source.train.num_llm_top_layers))  # adapters were merged into these
     return Loaded(model, processor, assigned, trained, None)
 
 

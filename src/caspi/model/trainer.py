@@ -6,9 +6,10 @@ checkpoints that count only when they are complete. A stage that ends and a run 
 behind, a checkpoint; the next stage and the resumed run begin the same way, from it.
 """
 
-import contextlib
 import logging
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,18 +27,25 @@ from transformers import (
 
 from caspi.config import Train
 from caspi.model.batch import StepBatch, StepCollator
-from caspi.model.checkpoint import save_asr
+from caspi.model.first_loss import check_first_loss
 from caspi.model.flow import Meter, StageFlow
+from caspi.model.gradients import Gradients
 from caspi.model.layers import check_closed, train_only
 from caspi.model.optimizer import build_optimizer, load_optimizer, save_optimizer, set_learning_rates
-from caspi.model.processes import barrier, is_main_process, num_processes, process_rank, sum_over_processes
+from caspi.model.processes import (
+    all_gather_objects,
+    barrier,
+    is_main_process,
+    leave_signals_to_parent,
+    num_processes,
+    process_rank,
+    sum_over_processes,
+)
 from caspi.model.run import Run
 from caspi.model.sampler import StepSampler
 from caspi.model.stages import StageSpan
-from caspi.model.weights import load_weights
+from caspi.model.weights import Checksums
 from caspi.records import RunFailed
-
-MAX_UNDECODABLE_FRACTION = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +72,8 @@ def training_arguments(config: Train, num_epochs: int) -> TrainingArguments:
         greater_is_better=False,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
+        # Buffers are constants; sharing them would be a collective inside the forward pass, where memory may run out.
+        ddp_broadcast_buffers=False,
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
@@ -86,6 +96,8 @@ class StageTrainer(Trainer):
         """Of the signal that ended this training, if one did."""
         self.used_rates: dict[str, float] = {}
         self.meter = Meter()
+        self.checksums: Checksums | None = None
+        """Of the weights as the stage began."""
         self.sampler = StepSampler(run.plan, process_rank(), num_processes())
         # A parameter that trained in an earlier stage stays float32: rounding it back would lose what it learned.
         for earlier in run.spans[: span.stage_index + 1]:
@@ -97,6 +109,7 @@ class StageTrainer(Trainer):
         )
         for default in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
             self.remove_callback(default)
+        self.gradients = Gradients(self)
         assert self._loss_shifts_labels, "the model's loss must shift the labels itself"
 
     def get_train_dataloader(self) -> DataLoader[StepBatch]:
@@ -106,6 +119,7 @@ class StageTrainer(Trainer):
             batch_sampler=self.sampler,
             collate_fn=StepCollator(self.run.encoder, config.batch_size),
             num_workers=config.num_loader_workers,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a seed for its workers even without any; the global generator must not notice.
             generator=torch.Generator().manual_seed(config.seed),
@@ -128,22 +142,21 @@ class StageTrainer(Trainer):
         self.lr_scheduler = cast(Any, RateSetter(self))
         return self.lr_scheduler
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepBatch], torch.Tensor]:
+        assert num_batches == 1, "one batch of the loader is one optimizer step"
+        with self.meter.waiting():
+            steps = [next(epoch_iterator)]
+        return steps, self._get_num_items_in_batch(steps, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> torch.Tensor:
         """Target tokens of the step over all processes: what the loss is divided by."""
         (step,) = batch_samples
         self.meter.num_utterances += step.num_utterances * num_processes()
-        new = {item.id: item for item in step.rejected if item.id not in self.run.rejected}
-        self.run.rejected |= new
-        tokens, rejected = sum_over_processes([step.num_target_tokens, len(new)], device)
-        self.run.num_rejected += rejected
-        for item in new.values():
+        for item in self.run.quarantine.add(step.rejected, device):
             log.warning("WARNING: clip %s cannot be decoded (%s): left out of training", item.id, item.reason)
-        limit = MAX_UNDECODABLE_FRACTION * len(self.run.utterances)
-        if self.run.num_rejected > limit:
-            raise RunFailed(
-                f"{self.run.num_rejected} of {len(self.run.utterances)} training clips cannot be decoded, "
-                f"more than {MAX_UNDECODABLE_FRACTION:.0%}; look at quarantine.jsonl and run caspi prepare again"
-            )
+        (tokens,) = sum_over_processes([step.num_target_tokens], device)
         return torch.tensor(max(tokens, 1), device=device)
 
     def training_step(
@@ -154,22 +167,21 @@ class StageTrainer(Trainer):
             model.train()
         self.used_rates = self.run.rates.of_stage(self.span, self.state.global_step)
         set_learning_rates(self.own_optimizer, self.used_rates)
-        total = torch.zeros((), device=self.args.device)
-        last = len(inputs.micro_batches) - 1
-        for index, batch in enumerate(inputs.micro_batches):
-            sync = contextlib.nullcontext() if index == last else self.accelerator.no_sync(model)
-            with sync:
-                moved = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
-                loss: Any = self.compute_loss(
-                    model, {**moved, "use_cache": False}, num_items_in_batch=num_items_in_batch
-                )
-                self.accelerator.backward(loss)
-            total += loss.detach()
+        total = self.gradients.of_step(model, inputs, num_items_in_batch)
+        if self.state.global_step == 0:
+            self.check_first_loss(inputs, total)
         return total
+
+    def check_first_loss(self, step: StepBatch, total: torch.Tensor) -> None:
+        losses = all_gather_objects(float(total))
+        model, bound = self.run.model, self.run.config.max_first_loss
+        vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        check_first_loss(model, self.gradients.parts_of(step)[0], sum(losses) / len(losses), bound, vocabulary_size)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clip, and stop before the optimizer sees a gradient that is not finite."""
         norm = super()._clip_grad_norm(model)
+        self.meter.max_grad_norm = max(self.meter.max_grad_norm, float(norm))
         if not math.isfinite(norm):
             raise RunFailed(
                 f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; stopped before the weights "
@@ -186,10 +198,20 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             logs.pop("learning_rate", None)
             logs |= {f"learning_rate_{group}": rate for group, rate in self.used_rates.items()}
-            logs["samples_per_second"] = self.meter.read()
-            if torch.cuda.is_available():
-                logs["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            logs |= self.meter.read() | self.gpu_memory()
         super().log(logs, start_time)
+
+    def gpu_memory(self) -> dict[str, float]:
+        """Peak so far: of the fullest device, as a share of that device, and of each."""
+        if not torch.cuda.is_available():
+            return {}
+        total = torch.cuda.get_device_properties(self.args.device).total_memory
+        peaks = all_gather_objects(
+            (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / total)
+        )
+        each = {f"gpu_memory_gib_{rank}": gib for rank, (gib, _) in enumerate(peaks)}
+        fullest = {"gpu_memory_gib": max(each.values()), "gpu_memory_fraction": max(share for _, share in peaks)}
+        return fullest | (each if len(peaks) > 1 else {})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         with self.meter.paused():
@@ -210,24 +232,40 @@ class StageTrainer(Trainer):
         step = self.state.global_step
         folder = self.run.config.output_dir / f"checkpoint-{step}"
         with self.meter.paused():
+            self.check_weights()
             if is_main_process():
                 self.run.store.begin(folder)
             barrier()
             try:
                 super()._save_checkpoint(model, trial)
             except (OSError, SafetensorError) as error:
+                shutil.rmtree(folder, ignore_errors=True)  # a full disk is not helped by half a checkpoint
                 raise RunFailed(f"{folder} could not be written: {error}; older checkpoints are intact") from error
             barrier()
             if is_main_process():
                 trainable = [name for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
-                self.run.store.commit(folder, self.span.stage.name, step, trainable, self.state.best_global_step)
+                self.run.store.commit(
+                    folder,
+                    self.span.stage.name,
+                    step,
+                    trainable,
+                    self.state.best_global_step,
+                    self.run.micro_batch_size,
+                )
             barrier()
+
+    def check_weights(self) -> None:
+        """What no checkpoint may hold: processes that went apart, or frozen weights that moved."""
+        assert self.checksums is not None, "on_train_begin takes them"
+        now = Checksums(self.run.model)
+        now.check_equal_on_all_processes()
+        now.check_frozen_unchanged(self.checksums)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Without `training_args.bin`, a pickle that also holds tokens."""
         assert output_dir is not None
         if self.args.should_save:
-            save_asr(self.run.model, self.run.processor, output_dir)
+            self.run.save_model(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Learning rates need no file: they follow from the step number."""
@@ -235,7 +273,7 @@ class StageTrainer(Trainer):
             save_optimizer(self.own_optimizer, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.run.model, Path(resume_from_checkpoint))
+        self.run.load_model(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -45,6 +45,8 @@ class Marker(Record):
     data_sha256: str
     """Hash of what is trained and evaluated on."""
     versions: dict[str, str]
+    micro_batch_size: int | None = None
+    """Utterances computed at once when it was saved; less than the recipe's after memory had run out."""
     files: dict[str, FileEntry]
     """By path relative to the checkpoint."""
 

@@ -45,6 +45,14 @@ def find_gpu(name: str) -> Gpu:
     return GPUS[name]
 
 
+def recognise_gpu(device_name: str) -> str | None:
+    """The table's name of a card as CUDA calls it, for example `NVIDIA A100-SXM4-40GB`; None: not in the table."""
+    models = {name: name.rsplit("-", 1) for name in GPUS}
+    found = [name for name, (model, _) in models.items() if model in device_name]
+    exact = [name for name in found if models[name][1] in device_name]
+    return exact[0] if exact else found[0] if len(found) == 1 else None
+
+
 def find_price(gpu: str, num_gpus: int) -> Price:
     """The first price of the table for these GPUs.
 

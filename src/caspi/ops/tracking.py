@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -168,16 +168,29 @@ class WeightsAndBiases(TrainerCallback):
         except (self.error, OSError) as error:
             log.warning("WARNING: W&B could not start (%s); training goes on without it", error)
 
+    @property
+    def url(self) -> str | None:
+        """Where the run can be looked at; None while it is offline."""
+        return self.run.url if self.run is not None else None
+
+    def attach(self, report: Path) -> None:
+        """Keep a file, the report of Phase 0, with the run."""
+        if report.is_file():
+            self.try_to(lambda run: run.save(str(report), base_path=str(report.parent), policy="now"))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.try_to(lambda run: run.log({**rewrite_logs(logs), "train/global_step": state.global_step}))
+
+    def finish(self, exit_code: int) -> None:
+        self.try_to(lambda run: run.finish(exit_code=exit_code))
+        self.run = None
+
+    def try_to(self, act: Callable[[Any], Any]) -> None:
+        """After the first failure there is no W&B any more, and the run goes on."""
         if self.run is None:
             return
         try:
-            self.run.log({**rewrite_logs(logs), "train/global_step": state.global_step})
+            act(self.run)
         except (self.error, OSError) as error:
             log.warning("WARNING: W&B failed (%s); training goes on without it", error)
-            self.run = None
-
-    def finish(self, exit_code: int) -> None:
-        if self.run is not None:
-            self.run.finish(exit_code=exit_code)
             self.run = None

@@ -17,6 +17,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         *("manifest", "output_dir", "gate_report", "signoff_file", "accept_risk", "yes", "overwrite_recipe"),
         *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
         *("logging_steps", "save_total_limit", "eval_batch_size", "final_model", "push_to_hub", "hub_model_id"),
+        *("max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
     }
 )
 """Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
@@ -69,7 +70,9 @@ class CheckpointKeeper:
     def begin(self, folder: Path) -> None:
         withdraw(folder)
 
-    def commit(self, folder: Path, stage: str, step: int, trainable: list[str], best_step: int | None) -> None:
+    def commit(
+        self, folder: Path, stage: str, step: int, trainable: list[str], best_step: int | None, micro_batch_size: int
+    ) -> None:
         commit(
             folder,
             step=step,
@@ -79,6 +82,7 @@ class CheckpointKeeper:
             recipe=self.recipe,
             data_sha256=self.data_hash,
             versions=provenance.versions(),
+            micro_batch_size=micro_batch_size,
         )
         keep = frozenset() if best_step is None else frozenset({best_step})
         rotate(self.config.output_dir, self.config.save_total_limit, keep)
@@ -100,6 +104,7 @@ class TrainingRecord:
             "label_policy": "transcript and end of turn carry loss; the forced language prefix is part of the prompt",
             "wandb_run_id": (previous or {}).get("wandb_run_id") or uuid.uuid4().hex[:12],
             "starts": [*(previous or {}).get("starts", []), now()],
+            "train_seconds": (previous or {}).get("train_seconds", 0.0),
         }
 
     def update(self, **facts: Any) -> None:

@@ -8,6 +8,8 @@ from caspi.records import Utterance
 
 EVALUATION_SPLITS = frozenset({"eval", "evaluation", "validation", "valid", "dev"})
 TRAINING_SPLITS = frozenset({"", "train"})
+ROUNDING = 1e-6
+"""0.07 of 100 is 7, also in floating point."""
 
 
 class LeftOut(NamedTuple):
@@ -84,7 +86,7 @@ def hold_out(utterances: Sequence[Utterance], fraction: float, seed: int) -> tup
         sizes[group_of(item)] += 1
     chosen: set[str] = set()
     for group in groups[:-1]:
-        if sum(sizes[name] for name in chosen) >= fraction * len(utterances):
+        if sum(sizes[name] for name in chosen) >= fraction * len(utterances) - ROUNDING:
             break
         chosen.add(group)
     training = [item for item in utterances if group_of(item) not in chosen]

@@ -1,0 +1,170 @@
+"""The stress test: training is killed everywhere, on one and two processes, and always ends with the same bits.
+
+`pytest -m slow -s tests/test_kill_matrix.py` prints where the kills fell; docs/results/kill_matrix.md has a run of it.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import NUM_STEPS, build_inputs, fork, fork_two, train_in_child, train_in_children, weights_hash
+
+from caspi.model.optimizer import OPTIMIZER_FILE
+from caspi.model.trainer import StageTrainer
+from caspi.ops import training_record
+from caspi.ops.training_record import CheckpointKeeper
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+LAST = f"checkpoint-{NUM_STEPS}"
+FLAGS = {
+    1: ("--eval-steps", "1"),
+    2: ("--eval-steps", "1", "--batch-size", "1", "--gradient-accumulation-steps", "3"),
+}
+"""By number of processes: the same steps of 6 utterances, a checkpoint after each."""
+NUM_KILLS, NUM_KILLS_PER_RUN = 20, 5
+SECONDS_TO_FOLLOW = 5.0
+"""After one process was killed, until the others are, as the launcher does."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Undisturbed runs by number of processes."""
+    folders = {world_size: tmp_path_factory.mktemp(f"finished{world_size}") for world_size in (1, 2)}
+    assert train_in_child(recipe, folders[1], *FLAGS[1]) == 0
+    assert train_in_children(recipe, folders[2], *FLAGS[2]) == [0, 0]
+    return folders
+
+
+def start(recipe: Path, output: Path, world_size: int, prepare: Callable[[], object] = lambda: None) -> list[int]:
+    if world_size == 1:
+        return [fork(recipe, output, *FLAGS[1], prepare=prepare)]
+    return fork_two(recipe, output, *FLAGS[2], prepare=lambda rank: prepare())
+
+
+def wait(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def check_equal(ours: Path, theirs: Path) -> None:
+    assert weights_hash(ours / LAST) == weights_hash(theirs / LAST)
+    assert weights_hash(ours) == weights_hash(theirs)
+    moments = [load_file(folder / LAST / OPTIMIZER_FILE) for folder in (ours, theirs)]
+    assert moments[0].keys() == moments[1].keys()
+    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before_step(step: int) -> None:
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == step - 1:
+            die()
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def in_the_optimizers_file(step: int) -> None:
+    original = StageTrainer._save_optimizer_and_scheduler
+
+    def save(self: StageTrainer, output_dir: str) -> None:
+        if self.state.global_step == step:
+            if self.args.should_save:
+                (Path(output_dir) / OPTIMIZER_FILE).write_bytes(b"half")
+            die()
+        original(self, output_dir)
+
+    StageTrainer._save_optimizer_and_scheduler = save  # type: ignore[method-assign]
+
+
+def between_files_and_marker(step: int) -> None:
+    original = training_record.commit
+
+    def commit(folder: Path, **facts: object) -> object:
+        if facts["step"] == step:
+            die()
+        return original(folder, **facts)
+
+    training_record.commit = commit  # type: ignore[assignment]
+
+
+def after_the_marker(step: int) -> None:
+    original = CheckpointKeeper.commit
+
+    def commit(self: CheckpointKeeper, folder: Path, stage: str, at: int, *rest: object) -> None:
+        original(self, folder, stage, at, *rest)  # type: ignore[arg-type]
+        if at == step:
+            die()
+
+    CheckpointKeeper.commit = commit  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
+@pytest.mark.parametrize("planted", [before_step, in_the_optimizers_file, between_files_and_marker, after_the_marker])
+def test_a_kill_at_any_step_and_in_any_part_of_a_save_ends_bit_equal(
+    planted: Callable[[int], None], step: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
+) -> None:
+    assert wait(start(recipe, tmp_path, 1, lambda: planted(step))) == [-signal.SIGKILL]
+    assert wait(start(recipe, tmp_path, 1)) == [0]
+    check_equal(tmp_path, finished[1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("run", range(NUM_KILLS // NUM_KILLS_PER_RUN))
+def test_kills_at_random_moments_end_bit_equal(
+    world_size: int, run: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
+) -> None:
+    rng = random.Random(100 * world_size + run)
+    began = time.monotonic()
+    assert wait(start(recipe, tmp_path / "pace", world_size)) == [0] * world_size
+    seconds = time.monotonic() - began
+    output = tmp_path / "killed"
+    for number in range(NUM_KILLS_PER_RUN):
+        children = start(recipe, output, world_size)
+        time.sleep(rng.uniform(0.1, 0.6) * seconds)
+        victims = [rng.choice(children)] if rng.random() < 0.5 else children
+        for child in victims:
+            os.kill(child, signal.SIGKILL)
+        finish_off(children)
+        print(f"\n{world_size} processes, run {run}, kill {number}: {len(victims)} killed, {where(output)}")
+    assert wait(start(recipe, output, world_size)) == [0] * world_size
+    check_equal(output, finished[world_size])
+
+
+def finish_off(children: list[int]) -> None:
+    """Wait for processes whose partner was killed; those that hang are killed, as the launcher does."""
+    deadline = time.monotonic() + SECONDS_TO_FOLLOW
+    left = set(children)
+    while left:
+        for child in list(left):
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                left.discard(child)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def where(output: Path) -> str:
+    folders = sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    if not folders:
+        return "before the first checkpoint"
+    newest = folders[-1].name
+    if not (folders[-1] / "COMPLETE.json").exists():
+        return f"while {newest} was being written"
+    return f"after {newest}" + (", all done" if (output / "model.safetensors").exists() else "")
