@@ -18,6 +18,7 @@ FLOW = [
     "audit",
     "gate",
     "train",
+    "watch",
     "evaluate",
     "compare",
     "export",
@@ -27,7 +28,7 @@ FLOW = [
 ]
 FOUNDATION = {"config", "records"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
-WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan", "rollback"]
+WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan", "rollback", "watch"]
 
 
 def imports_of(path: Path) -> set[str]:

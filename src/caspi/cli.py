@@ -22,6 +22,7 @@ STEPS = {
     "audit": "Phase 0: does the transcript match the audio?",
     "gate": "show the Phase 0 decision, record who signed it off",
     "train": "gradual unfreezing, stage by stage; resumes by itself",
+    "watch": "how a training run is doing: live, as a page, as a bug report",
     "evaluate": "one model over the test sets",
     "compare": "Round 1 against Round 2, with intervals and success criteria",
     "export": "a checkpoint as a folder to serve and publish, with proof",

@@ -11,6 +11,8 @@ from caspi.records import sha256_of_file
 
 RUN_FILE = "run.json"
 TRAIN_FIELDS = ("base_model", "stages", "num_llm_top_layers", "num_audio_top_layers", "manifest")
+OPTIONAL_FIELDS = ("lora_rank",)
+"""Runs that have no such field had no adapters."""
 MODEL_FILES = (
     *("*.safetensors", "config.json", "adapter_config.json", "generation_config.json", "*processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.*"),
@@ -86,11 +88,11 @@ def trained_as(run_dir: Path, folder: Path) -> tuple[Train, str]:
         ValueError: neither says so.
     """
     recipe = read_object(run_dir / RUN_FILE).get("recipe", {})
-    fields = {key: value for key, value in recipe.get("train", {}).items() if key in TRAIN_FIELDS}
+    fields = {key: value for key, value in recipe.get("train", {}).items() if key in (*TRAIN_FIELDS, *OPTIONAL_FIELDS)}
     language = recipe.get("language", {}).get("name")
     if folder != run_dir:
         marked = read_marker(folder).recipe
-        fields |= {key: value for key, value in marked.items() if key in TRAIN_FIELDS}
+        fields |= {key: value for key, value in marked.items() if key in (*TRAIN_FIELDS, *OPTIONAL_FIELDS)}
         language = marked.get("language", language)
     missing = [key for key in TRAIN_FIELDS[:-1] if key not in fields]
     if missing or not language:

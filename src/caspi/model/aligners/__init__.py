@@ -36,6 +36,8 @@ class Aligner(Protocol):
 
 
 BACKENDS = {
+    "qwen": "caspi.model.aligners.qwen:QwenAligner",
+    "ctc": "caspi.model.aligners.ctc:CtcAligner",
     "tts-dtw": "caspi.model.aligners.tts_dtw:TtsDtwAligner",
     "uniform": "caspi.model.aligners.blind:UniformAligner",
     "random": "caspi.model.aligners.blind:RandomAligner",
