@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from caspi.model.batch import IGNORED, Encoder, StepCollator, Utterances, check_supervision
+from caspi.model.memory import split_batch
 from caspi.model.tiny import build_tiny_asr
 from caspi.records import Rejected, RunFailed, Utterance
 from caspi.speech.audio import write_audio
@@ -141,3 +142,15 @@ def test_a_supervised_prompt_is_found_before_training(tmp_path: Path) -> None:
     batch["shift_labels"] = batch["input_ids"].roll(-1, dims=1)[batch["logits_to_keep"]]
     with pytest.raises(RunFailed, match="would carry loss"):
         check_supervision(ENCODER, utterances, step)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_batch_that_is_split_is_what_smaller_batches_would_have_been(size: int) -> None:
+    examples = [ENCODER.encode(*pair) for pair in zip(clips(), TEXTS, strict=True)]
+    examples.sort(key=lambda example: example.features.shape[1], reverse=True)
+    parts = split_batch(ENCODER.batch(examples), size, ENCODER.chunk_frames)
+    expected = [ENCODER.batch(examples[first : first + size]) for first in range(0, len(examples), size)]
+    assert len(parts) == len(expected)
+    for part, whole in zip(parts, expected, strict=True):
+        assert part.keys() == whole.keys()
+        assert [name for name in whole if not torch.equal(part[name], whole[name])] == []

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from caspi.config import Evaluate
 from caspi.records import Clip, Prediction, Utterance, write_jsonl
 from caspi.speech.leakage import KnownClip, find_leaks, leakage_report, leakage_summary
+from caspi.speech.overlap import seen_ngrams
 
 LONG_TEXT = "היום מזג האוויר נאה מאוד"
 
@@ -47,13 +49,46 @@ def test_the_report_counts_by_set_and_says_what_it_could_not_look_up(tmp_path: P
     training = [trained(0, sha="f"), trained(1, sha="g")]
     write_jsonl(tmp_path / "manifest.jsonl", training)
     clips = [clip(sha="f"), clip(sha=""), clip(sha="x")]
-    report = leakage_report(tmp_path / "manifest.jsonl", training, clips, find_leaks(training, clips, 4))
+    report = leakage_report(tmp_path / "manifest.jsonl", clips, Evaluate())
     assert report["test_sets"] == {"d1": {"num_clips": 3, "audio": 1, "recording": 0, "transcript": 0, "group": 0}}
     assert (report["num_training_utterances"], report["num_audio_unchecked"]) == (2, 1)
     assert list(leakage_summary(report)) == [
         "d1: 1 of 3 clips are in the training manifest with the same audio",
         "the audio of 1 test clips could not be looked up in the training manifest: no hashes",
     ]
+
+
+COUNTING = "אחת שתיים שלוש ארבע חמש שש שבע שמונה"
+"""Eight words: four sequences of five."""
+
+
+def test_sequences_of_words_are_counted_by_set_and_the_worst_utterances_named() -> None:
+    training = [f"אמרתי {COUNTING}", "כן לא אולי בטח", "שתיים שלוש ארבע חמש שש"]
+    clips = [
+        ("d1", "inside", "פתח שלוש, ארבע חמש שֵׁש שבע שמונה"),  # 3 sequences, the first is new
+        ("d1", "equal", COUNTING),
+        ("d1", "across", "אולי בטח שתיים שלוש ארבע"),  # the end of one text and the start of another
+        ("d1", "short", "כן לא אולי בטח"),
+        ("d2", "new", "היום מזג האוויר נאה מאוד"),
+        ("d3", "too short", "כן"),
+    ]
+    found = seen_ngrams(training, clips, 5)
+    d1 = found["d1"]
+    assert (d1.num_ngrams, d1.num_seen, d1.seen_fraction, d1.num_mostly_seen) == (3 + 4 + 1 + 0, 6, 6 / 8, 2)
+    assert [(one.id, one.num_ngrams, one.num_seen) for one in d1.worst] == [("equal", 4, 4), ("inside", 3, 2)]
+    assert (found["d2"].seen_fraction, found["d2"].worst) == (0.0, [])
+    assert found["d3"].seen_fraction is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "says"),
+    [(0.4, ["d1: 50.0% of 4 sequences of 5 words are in the training manifest"]), (0.5, [])],
+)
+def test_shared_wording_above_the_bound_is_said_aloud(tmp_path: Path, bound: float, says: list[str]) -> None:
+    write_jsonl(tmp_path / "manifest.jsonl", [trained(0, "אחת שתיים שלוש ארבע חמש שש אחר", sha="f")])
+    section = Evaluate(max_seen_ngram_fraction=bound)
+    report = leakage_report(tmp_path / "manifest.jsonl", [clip(COUNTING, sha="x")], section)
+    assert list(leakage_summary(report)) == says
 
 
 def test_predictions_are_looked_up_with_the_audio_of_their_clip() -> None:

@@ -35,7 +35,6 @@ from caspi.records import (
     Prediction,
     RunFailed,
     read_jsonl,
-    read_manifest,
     write_atomically,
     write_json,
 )
@@ -178,16 +177,14 @@ def find_leakage(
     recipe: Recipe, predictions: Sequence[Prediction], clips: Sequence[Clip], training: TrainingEvidence | None
 ) -> dict[str, Any] | None:
     """Which clips Round 2 was trained on."""
-    from caspi.speech.leakage import KnownClip, find_leaks, leakage_report
+    from caspi.speech.leakage import KnownClip, leakage_report
 
     manifest = recipe.compare.train_manifest or (training.manifest() if training else None)
     if manifest is None:
         return None
     by_key = {(clip.test_set, clip.id): clip for clip in clips}
     known = [KnownClip.of_prediction(row, by_key.get((row.test_set, row.id))) for row in predictions]
-    trained_on = read_manifest(manifest)
-    leaks = find_leaks(trained_on, known, recipe.evaluate.min_leak_words)
-    return leakage_report(manifest, trained_on, known, leaks)
+    return leakage_report(manifest, known, recipe.evaluate)
 
 
 def load_round(name: str, source: str, recipe: Recipe) -> Round:

@@ -40,7 +40,7 @@ from caspi.records import (
 from caspi.speech.audio import AudioError, load_audio
 from caspi.speech.clips import ClipFacts, Finding
 from caspi.speech.corpus import open_sources
-from caspi.speech.leakage import KnownClip, find_leaks, leakage_report, leakage_summary
+from caspi.speech.leakage import KnownClip, leakage_report, leakage_summary
 from caspi.speech.predictions import PROGRESS, FinishedBatch, Timing, collect, finished, missing
 from caspi.speech.score import PROFILES
 from caspi.speech.scoreboard import averages_of, benchmark_csv, scores_of, summary
@@ -195,9 +195,7 @@ def write_leakage(section: Evaluate, test_sets: TestSets) -> None:
     """Before scoring: which test clips the model has seen."""
     assert section.train_manifest is not None
     clips = [KnownClip.of(name, one) for name, utterances in test_sets.items() for one in utterances]
-    training = read_manifest(section.train_manifest)
-    leaks = find_leaks(training, clips, section.min_leak_words)
-    report = leakage_report(section.train_manifest, training, clips, leaks)
+    report = leakage_report(section.train_manifest, clips, section)
     write_json(section.output / "leakage.json", report)
     for line in leakage_summary(report):
         print(f"WARNING: {line}")

@@ -1,7 +1,8 @@
 """Test clips that the model was trained on: the same audio, recording, words or group in the training manifest.
 
 Such clips say how well a model remembers, not how well it hears. Overlapping audio is certain; another stretch of the
-same file or of the same group tells the model the voice; equal words may be a sentence that many speakers read.
+same file or of the same group tells the model the voice; equal words may be a sentence that many speakers read. Texts
+that were cut differently share no whole transcript but most of their word n-grams, whose overlap is reported by set.
 """
 
 from collections import Counter
@@ -9,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caspi.records import Clip, Leak, Prediction, Utterance, sha256_of_file
+from caspi.config import Evaluate
+from caspi.records import Clip, Leak, Prediction, Utterance, read_manifest, sha256_of_file
+from caspi.speech.overlap import seen_ngrams
 from caspi.speech.score import normalize
 
 KINDS = ("audio", "recording", "transcript", "group")
@@ -75,10 +78,12 @@ def same_file(clip: KnownClip, training: Sequence[Utterance]) -> dict[Any, Utter
     return {"recording": training[0]} if training else {}
 
 
-def leakage_report(
-    manifest: Path, training: Sequence[Utterance], clips: Sequence[KnownClip], leaks: Sequence[Leak]
-) -> dict[str, Any]:
-    """leakage.json."""
+def leakage_report(manifest: Path, clips: Sequence[KnownClip], section: Evaluate) -> dict[str, Any]:
+    """leakage.json: what of the clips is in the training manifest."""
+    training = read_manifest(manifest)
+    leaks = find_leaks(training, clips, section.min_leak_words)
+    texts = [(clip.test_set, clip.id, clip.text) for clip in clips]
+    seen = seen_ngrams((one.text for one in training), texts, section.leak_ngram_words)
     sizes = Counter(clip.test_set for clip in clips)
     counts: Counter[tuple[str, str]] = Counter((leak.test_set, leak.kind) for leak in leaks)
     hashed = any(one.source_sha256 for one in training)
@@ -89,6 +94,9 @@ def leakage_report(
         "test_sets": {
             name: {"num_clips": size, **{kind: counts[name, kind] for kind in KINDS}} for name, size in sizes.items()
         },
+        "ngram_words": section.leak_ngram_words,
+        "max_seen_ngram_fraction": section.max_seen_ngram_fraction,
+        "seen_ngrams": {name: one.model_dump(mode="json") for name, one in seen.items()},
         "num_audio_unchecked": sum(not clip.source_sha256 for clip in clips) if hashed else len(clips),
         "leaks": [leak.model_dump(mode="json") for leak in leaks[:MAX_LISTED]],
     }
@@ -106,5 +114,9 @@ def leakage_summary(report: Mapping[str, Any]) -> Iterator[str]:
         for kind in KINDS:
             if row[kind]:
                 yield f"{name}: {row[kind]} of {row['num_clips']} clips {says[kind]}"
+    for name, row in report["seen_ngrams"].items():
+        if (row["seen_fraction"] or 0.0) > report["max_seen_ngram_fraction"]:
+            share, length = f"{row['seen_fraction']:.1%} of {row['num_ngrams']}", report["ngram_words"]
+            yield f"{name}: {share} sequences of {length} words are in the training manifest"
     if count := report["num_audio_unchecked"]:
         yield f"the audio of {count} test clips could not be looked up in the training manifest: no hashes"
