@@ -24,6 +24,7 @@ audit_domain_shares = { kan_clean = 0.5, whatsapp_noisy = 0.5 }
 num_train_utterances = 96
 num_validation_utterances = 24
 num_test_utterances = 12
+round2_must_win = false
 
 [[demo.audits]]
 name = "blind-aligner"

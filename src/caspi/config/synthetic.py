@@ -77,6 +77,8 @@ class Demo(Section):
     num_words: tuple[int, int] = (4, 6)
     """Shortest and longest training sentence in words; shorter ones are hard to audit."""
     train_domain_shares: dict[str, Fraction] = {"kan_clean": 0.5, "whatsapp_noisy": 0.5}
+    round2_must_win: bool = True
+    """Fail unless the comparison says `better`; smaller test sets than the default ones cannot tell."""
     speech: SyntheticSpeech = SyntheticSpeech()
 
 
