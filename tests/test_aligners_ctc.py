@@ -80,9 +80,7 @@ def test_the_path_is_the_best_of_all_paths(tokens: list[int], num_frames: int) -
         visited = [target for target, _ in itertools.groupby(path)]
         if [target for target in visited if target >= 0] != list(range(len(tokens))):
             return False
-        return not any(
-            a >= 0 and b >= 0 and tokens[a] == tokens[b] != WILDCARD for a, b in itertools.pairwise(visited)
-        )
+        return not any(a >= 0 and b >= 0 and tokens[a] == tokens[b] != WILDCARD for a, b in itertools.pairwise(visited))
 
     def total(path: tuple[int, ...]) -> float:
         return sum(columns[f, t] if t >= 0 else emissions[f, 0] for f, t in enumerate(path))

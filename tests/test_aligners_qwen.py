@@ -1,6 +1,7 @@
 """The Qwen3 forced aligner: measurements on logits by hand, and the real class with random weights."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import comb, softmax
 
+from caspi.cli import main
 from caspi.config import Audit, Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign, build_aligner
 from caspi.model.aligners.qwen import QwenAligner, moves_along
@@ -20,7 +22,11 @@ from caspi.model.aligners.timestamp_evidence import (
 )
 from caspi.model.checkpoint import quiet_transformers
 from caspi.model.tiny_models import build_tiny_aligner
+from caspi.records import Utterance, read_jsonl, write_jsonl
+from caspi.speech.audio import probe_audio, write_audio
 from caspi.speech.quality import Alignment
+from caspi.speech.synth import Domain
+from caspi.speech.synth_corpus import CorpusRow, plan_audit_corpus, write_corpus
 
 WORDS = ("שלום", "לבן", "ילדה", "רוצה", "מיץ", "גשם")
 
@@ -42,6 +48,24 @@ def aligner(untrained: Path) -> QwenAligner:
     built = build_aligner(recipe(untrained))
     assert isinstance(built, QwenAligner)
     return built
+
+
+def write_manifest(rows: Path) -> Path:
+    """A manifest of all rows of a synthetic corpus, beside it."""
+    folder = rows.parent
+    utterances = [
+        Utterance(
+            id=row.id,
+            audio_filepath=row.audio_filepath,
+            text=row.text,
+            duration=probe_audio(folder / row.audio_filepath).duration_seconds,
+            domain=row.domain,
+            group_id=row.group_id,
+        )
+        for row in read_jsonl(rows, CorpusRow)
+    ]
+    write_jsonl(folder / "manifest.jsonl", utterances)
+    return folder / "manifest.jsonl"
 
 
 def recipe(folder: Path | str, **changes: object) -> Recipe:
@@ -206,3 +230,37 @@ def test_a_model_that_is_not_there_is_one_line_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"download it on a machine with network, or give a folder") as caught:
         build_aligner(recipe("Qwen/Qwen3-ForcedAligner-0.6B"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.espeak
+def test_an_untrained_aligner_ends_in_audit_invalid(untrained: Path, tmp_path: Path) -> None:
+    """Through the command line, on clean synthetic speech with correct transcripts: good data, a blind tool."""
+    shares: dict[Domain, float] = {"kan_clean": 1.0}
+    folder = tmp_path / "corpus"
+    rows = write_corpus(folder, plan_audit_corpus(40, 0.0, 5, domain_shares=shares), num_processes=1)
+    output = tmp_path / "audit"
+    flags = ["--manifest", str(write_manifest(rows)), "--output", str(output), "--sample-rate", "1.0"]
+    flags += ["--aligner-model", str(untrained), "--num-processes", "1", "--calibration.num-control-utterances", "0"]
+    flags += ["--calibration.num-self-test-sentences", "4", "--calibration.num-dose-utterances", "0"]
+    assert main(["audit", *flags]) == 3
+    report = json.loads((output / "alignment_report.json").read_text(encoding="utf-8"))
+    assert (report["decision"], report["decision_code"]) == ("STOP", "AUDIT_INVALID")
+    assert report["provenance"]["backend"] == "qwen"
+    assert report["provenance"]["model_id"] == str(untrained)
+    assert report["failed_count"] == 0
+    assert not report["calibration"]["self_test"]["passed"]
+    assert all(row["model_confidence"] is not None for row in report["detailed_metrics"])
+
+
+def test_the_default_backend_is_the_guides_aligner_and_says_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_audio(tmp_path / "a.wav", clip(1))
+    (tmp_path / "m.jsonl").write_text(
+        '{"id": "a", "audio_filepath": "a.wav", "text": "שלום", "duration": 1.0, "domain": "kan_clean"}\n', "utf-8"
+    )
+    assert main(["audit", "--manifest", str(tmp_path / "m.jsonl"), "--output", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Qwen/Qwen3-ForcedAligner-0.6B" in line
+    assert "download it on a machine with network, or give a folder" in line
+    assert not (tmp_path / "out").exists()

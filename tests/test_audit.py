@@ -44,6 +44,7 @@ def write_audit_corpus(folder: Path, count: int, defects: float, seed: int, shar
 
 def recipe_for(manifest: Path, output: Path, calibration: Calibration = FEW_CONTROLS, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {"manifest": manifest, "output": output, "sample_rate": 1.0, "num_processes": 1}
+    settings |= {"backend": "tts-dtw"}
     settings |= {"calibration": calibration} | changes
     return Recipe(audit=Audit(**settings))
 

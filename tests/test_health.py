@@ -90,7 +90,7 @@ def test_without_a_plan_no_speed_is_too_low() -> None:
 
 def monitor(folder: Path, stops: list[int], **limits: Any) -> HealthMonitor:
     made = HealthMonitor(Health(**limits), [SWITCH], folder / "metrics.jsonl", lambda: stops.append(1))
-    made.on_train_begin(None, None, None)
+    made.on_train_begin(None, SimpleNamespace(is_world_process_zero=True), None)
     return made
 
 

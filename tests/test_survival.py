@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from tiny_training import NUM_STEPS, build_inputs, train, train_in_child, train_
 
 from caspi.model.batch import Encoder, MicroBatch
 from caspi.model.trainer import StageTrainer
+from caspi.ops import hub
 from caspi.ops.artifacts import read_marker
+from caspi.ops.final_upload import upload_final
 from caspi.ops.run_lock import only_run_in
 
 LAST = f"checkpoint-{NUM_STEPS}"
@@ -253,6 +256,21 @@ def test_a_failed_upload_keeps_the_model_and_says_how_to_try_again(recipe: Path,
     assert record_of(tmp_path)["state"] == "done"
     assert (tmp_path / "model.safetensors").exists()
     assert not list(tmp_path.glob(".uploading-*"))
+
+
+def test_an_upload_takes_the_model_files_and_nothing_else(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    def upload(folder: Path, repo_id: str, *, public: bool, **_: object) -> object:
+        assert (repo_id, public) == ("someone/model", False)
+        seen.append({path.name for path in folder.iterdir()})
+        return SimpleNamespace(repo_url=SimpleNamespace(url="https://hub/someone/model"), oid="abc")
+
+    monkeypatch.setattr(hub, "upload", upload)
+    found = upload_final(finished, "someone/model")
+    assert found == {"hub_url": "https://hub/someone/model", "hub_commit": "abc", "hub_error": None}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= seen[0]
+    assert not seen[0] & {"run.json", "metrics.jsonl", "training.log", "trainer_state.json"}
 
 
 def test_the_record_counts_training_time_over_all_starts(recipe: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from caspi.config import Compare
 from caspi.records import ComparedControl, Prediction
-from caspi.speech.behaviour import behaviour_of, worsened
+from caspi.speech.behaviour import Behaviour, behaviour_of, worsened
 from caspi.speech.veto import compare_controls
 
 WORDS = 10
@@ -64,14 +64,32 @@ def test_loops_cut_off_empty_and_foreign_output_are_seen_and_their_rise_named() 
         {"hypothesis": "hello there"},
     ]
     after = [row.model_copy(update=change) for row, change in zip(before, changes, strict=True)]
-    (row,) = behaviour_of(after, min_loop_repeats=20)
+    (row,) = looks(after)
     assert (row.loop_fraction, row.truncated_fraction, row.empty_fraction) == (0.25, 0.25, 0.25)
     assert row.foreign_fraction == pytest.approx(10 / (60 + 4 * WORDS + 10))
-    warnings = list(worsened(behaviour_of(before, 20), behaviour_of(after, 20), max_increase=0.01))
+    warnings = list(worsened(looks(before), looks(after), max_increase=0.01))
     assert [text.partition(" rose")[0] for text in warnings] == [
         "english: texts in a repetition loop",
         "english: texts cut off",
         "english: empty texts",
         "english: letters that are not Hebrew",
     ]
-    assert not list(worsened(behaviour_of(before, 20), behaviour_of(after, 20), max_increase=0.5))
+    assert not list(worsened(looks(before), looks(after), max_increase=0.5))
+
+
+def looks(predictions: list[Prediction]) -> list[Behaviour]:
+    return behaviour_of(predictions, 20, "Hebrew", {"english": "English"})
+
+
+def test_the_language_that_the_model_names_is_held_against_that_of_the_test_set() -> None:
+    tagged = ["English", "English", "Hebrew", ""]
+    before = [row.model_copy(update={"language_tag": "English"}) for row in rows(0.0, 4)]
+    after = [row.model_copy(update={"language_tag": tag}) for row, tag in zip(before, tagged, strict=True)]
+    failed = after[0].model_copy(update={"finish_reason": "error", "hypothesis": "", "language_tag": None})
+    assert [looks(rounds)[0].language_accuracy for rounds in (before, after, [*after, failed])] == [1.0, 0.5, 0.5]
+    assert behaviour_of(after, 20, "Hebrew", {})[0].language_accuracy == 0.25
+    assert looks(rows(0.0, 4))[0].language_accuracy is None
+    assert list(worsened(looks(before), looks(after), max_increase=0.01)) == [
+        "english: texts with another language named rose from 0.0% to 50.0%"
+    ]
+    assert not list(worsened(looks(rows(0.0, 4)), looks(after), max_increase=0.01))

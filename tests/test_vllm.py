@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.espeak, pytest.mark.timeout(1800)]
 START_TIMEOUT_SECONDS = 900.0
 SETTINGS = "env VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=1"
 FLAGS = "--enforce-eager --dtype float32 --max-model-len 2048 --max-num-seqs 4"
-TOKENS = ("max-new-tokens", "64")
-WITHOUT_TOKEN_LIMIT = ("requests.beam-tokens", "64")
+TOKENS = ("--max-new-tokens", "64")
+WITHOUT_TOKEN_LIMIT = ("--requests.beam-tokens", "64")
 """Beams on vLLM are otherwise limited by the length of the audio, which is not so in process."""
 
 

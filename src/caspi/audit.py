@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from caspi.config import Audit, Recipe
-from caspi.model.aligners import build_aligner
+from caspi.model.aligners import Aligner, build_aligner
 from caspi.model.aligners.battery import Outcome, Task, run_tasks
 from caspi.model.aligners.self_test import self_test
 from caspi.ops.alignment_report import SCHEMA_VERSION, console_block, log_to_wandb, recommendation
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 class Study(NamedTuple):
     """Everything the report is made of."""
 
-    model_id: str
+    model: dict[str, str]
+    """Model, device and precision of the aligner."""
     sample: Sample
     thresholds: Thresholds | None
     validity: Validity
@@ -80,7 +81,7 @@ def run(recipe: Recipe) -> int:
 def examine(utterances: Sequence[Utterance], recipe: Recipe) -> Study:
     """Draw the sample, align, calibrate and judge."""
     settings = recipe.audit
-    model_id = build_aligner(recipe).model_id
+    model = describe(build_aligner(recipe))
     num_samples = settings.num_samples or max(1, round(settings.sample_rate * len(utterances)))
     sample = draw_sample(
         [u.id for u in utterances], [u.domain for u in utterances], num_samples, settings.domain_shares, settings.seed
@@ -105,7 +106,11 @@ def examine(utterances: Sequence[Utterance], recipe: Recipe) -> Study:
     if validity.status == "invalid":
         findings = [finding.model_copy(update={"alignment_confidence": None}) for finding in findings]
     words = [word_line(u, outcomes[u.id], judged[u.id]) for u in audited if u.id in judged]
-    return Study(model_id, sample, thresholds, validity, findings, self_test(recipe), words)
+    return Study(model, sample, thresholds, validity, findings, self_test(recipe), words)
+
+
+def describe(aligner: Aligner) -> dict[str, str]:
+    return {"model_id": aligner.model_id, "device": aligner.device, "dtype": aligner.dtype}
 
 
 def transcript_of(utterance: Utterance) -> Transcript:
@@ -294,8 +299,6 @@ def provenance_of(study: Study, recipe: Recipe) -> dict[str, Any]:
         "manifest_sha256": sha256_of_file(settings.manifest),
         "config_sha256": hashlib.sha256(dump_json(decisive).encode()).hexdigest(),
         "backend": settings.backend,
-        "model_id": study.model_id,
+        **study.model,
         "model_revision": None,
-        "dtype": "float32",
-        "device": "cpu",
     }

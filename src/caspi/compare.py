@@ -122,7 +122,7 @@ def find(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip]) -> Findings:
     training = read_training_evidence(section.train_run) if section.train_run else None
     leakage = find_leakage(recipe, rounds.round1.predictions, clips, training)
     behaviour = {
-        name: behaviour_of(one.predictions, recipe.evaluate.min_loop_repeats)
+        name: behaviour_of(one.predictions, recipe.evaluate.min_loop_repeats, *languages_of(one, recipe))
         for name, one in (("round1", rounds.round1), ("round2", rounds.round2))
     }
     cautions = [
@@ -143,6 +143,12 @@ def find(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip]) -> Findings:
     )
     words = compare_word_classes(*spoken(rounds.round1, rounds.round2, recipe), section)
     return Findings(rows, words, controls, behaviour, leakage, criteria, cautions)
+
+
+def languages_of(one: Round, recipe: Recipe) -> tuple[str, dict[str, str]]:
+    """The language of a round and those of its test sets that are in another, as it was evaluated."""
+    settings = {"language": recipe.language.name, "languages": recipe.evaluate.languages, **one.run.get("settings", {})}
+    return settings["language"], settings["languages"]
 
 
 def spoken(first: Round, second: Round, recipe: Recipe) -> tuple[list[Prediction], list[Prediction]]:

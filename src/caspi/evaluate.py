@@ -38,6 +38,7 @@ from caspi.records import (
     write_jsonl,
 )
 from caspi.speech.audio import AudioError, load_audio
+from caspi.speech.behaviour import Behaviour, behaviour_of, language_lines
 from caspi.speech.clips import ClipFacts, Finding
 from caspi.speech.corpus import open_sources
 from caspi.speech.leakage import KnownClip, leakage_report, leakage_summary
@@ -73,8 +74,9 @@ def run(recipe: Recipe) -> int:
     predictions, timings = collect(section.output, test_sets)
     write_jsonl(section.output / "predictions.jsonl", predictions)
     scores = [score for profile in PROFILES for score in scores_of(predictions, profile, section)]
-    write_scores(section.output, scores, timings, settings["transcriber"].get("route", "in process"))
-    print(summary(scores), f"written to {section.output}", *missing(predictions), sep="\n")
+    behaviour = behaviour_of(predictions, section.min_loop_repeats, recipe.language.name, section.languages)
+    write_scores(section.output, scores, behaviour, timings, settings["transcriber"].get("route", "in process"))
+    print(summary(scores), *language_lines(behaviour), f"written to {section.output}", *missing(predictions), sep="\n")
     return ExitCode.NOT_MEASURED if any(score.num_failed for score in scores) else ExitCode.DONE
 
 
@@ -266,14 +268,23 @@ def predict(test_set: str, utterance: Utterance, transcription: Transcription) -
         duration=utterance.duration,
         finish_reason=transcription.finish_reason,
         error=transcription.error,
+        language_tag=transcription.language_tag,
     )
 
 
-def write_scores(output: Path, scores: Sequence[Score], timings: Mapping[str, Timing], route: str) -> None:
+def write_scores(
+    output: Path,
+    scores: Sequence[Score],
+    behaviour: Sequence[Behaviour],
+    timings: Mapping[str, Timing],
+    route: str,
+) -> None:
     """scores.json with everything, and the guide's table per profile."""
     averages = {name: averages_of(one for one in scores if one.profile == name)._asdict() for name in PROFILES}
     rows = [score.model_dump(mode="json") for score in scores]
-    write_json(output / "scores.json", {"route": route, "averages": averages, "scores": rows})
+    oddities = [row.model_dump(mode="json") for row in behaviour]
+    content = {"route": route, "averages": averages, "scores": rows, "behaviour": oddities}
+    write_json(output / "scores.json", content)
     for profile in PROFILES:
         whole = [score for score in scores if score.profile == profile and score.bucket == "all"]
         write_atomically(output / f"benchmark_results_{profile}.csv", benchmark_csv(whole, timings, route))

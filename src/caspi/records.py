@@ -90,6 +90,8 @@ class Prediction(Record):
     finish_reason: Literal["stop", "length", "error", "unknown"]
     """`length`: cut off at the token limit; `unknown`: the server's route does not say."""
     error: str | None = None
+    language_tag: str | None = None
+    """Language that the model named before its text, empty if none; None where it was not left to the model."""
 
 
 class Clip(Record):

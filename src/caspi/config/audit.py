@@ -117,15 +117,18 @@ class Audit(Section):
 
     manifest: Path = Path("data/manifest.jsonl")
     output: Path = Path("phase0_audit_results")
-    backend: Literal["qwen", "ctc", "tts-dtw", "uniform", "random"] = "tts-dtw"
+    backend: Literal["qwen", "ctc", "asr", "tts-dtw", "uniform", "random"] = "qwen"
     """Aligner: `qwen` is Qwen3-ForcedAligner, `ctc` any CTC model of transformers, `tts-dtw` compares with synthetic
-    speech and needs no weights. `uniform` and `random` ignore the audio: such an audit ends in AUDIT_INVALID."""
+    speech and needs no weights. `asr` asks a Qwen3-ASR model how much the audio supports each word: it gives no times,
+    so speech without text goes unseen. `uniform` and `random` ignore the audio: such an audit ends in AUDIT_INVALID."""
     aligner_model: str = "Qwen/Qwen3-ForcedAligner-0.6B"
     """Forced aligner of `qwen`: a folder or a Hub id, in either layout."""
     ctc_model: str = "imvladikon/wav2vec2-xls-r-300m-hebrew"
-    """Model of `ctc`: a folder or a Hub id with safetensors weights; any AutoModelForCTC whose tokens are characters."""
+    """Model of `ctc`: a folder or a Hub id with safetensors; any AutoModelForCTC whose tokens are characters."""
+    asr_model: str = "Qwen/Qwen3-ASR-1.7B"
+    """Recogniser of `asr`: a folder or a Hub id. Not one trained on the audited data: it would believe its errors."""
     model_batch_size: Count = 16
-    """Most (audio, transcript) pairs that `qwen` computes at once."""
+    """Most (audio, transcript) pairs that `qwen` and `asr` compute at once."""
     model_batch_seconds: Positive = 300.0
     """Most audio in such a batch, padding included."""
     shift_stability: bool = False
@@ -147,7 +150,7 @@ class Audit(Section):
     domain_alert_pct: Percent = 20.0
     """A domain whose lower bound exceeds this blocks PROCEED."""
     num_processes: int = 0
-    """Alignment worker processes; 0: one per core."""
+    """Alignment worker processes; 0: one per core, with model weights one on a GPU and at most four on CPU."""
     quality: QualityThresholds = QualityThresholds()
     estimation: Estimation = Estimation()
     calibration: Calibration = Calibration()

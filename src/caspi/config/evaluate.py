@@ -41,9 +41,10 @@ class Evaluate(Section):
     """What kind of server it is; auto: asked from the server."""
     route: Literal["chat", "transcription"] = "chat"
     """`transcription` is /v1/audio/transcriptions, whose prompt is not the training prompt: not for error rates."""
-    language_forcing: Literal["variable", "prefill"] = "variable"
+    language_forcing: Literal["variable", "prefill", "none"] = "variable"
     """How the language is forced: by the chat template's `forced_language`; or, where the server's template lacks it,
-    by beginning the answer (vLLM) or sending the template (transformers)."""
+    by beginning the answer (vLLM) or sending the template (transformers); or not at all: the model names it, and how
+    often it names the right one is in scores.json."""
     serve_command: str = ""
     """With a GPU and without `--server`: start this, with `{model}` and `{port}` filled in, and stop it afterwards; for
     example `vllm serve {model} --host 127.0.0.1 --port {port}`. Empty: transcribe in process."""

@@ -12,6 +12,7 @@ from caspi.model.batch import Encoder
 from caspi.model.checkpoint import load_asr
 from caspi.model.dev_set import PROFILE, DevSet
 from caspi.model.layers import LORA, assign_groups
+from caspi.model.processes import is_main_process
 from caspi.model.quarantine import Quarantine, check_audio
 from caspi.model.run import CheckpointStore, Run, StopSignal
 from caspi.model.sampler import Plan, make_pools
@@ -48,6 +49,8 @@ def open_quarantine(config: Train, is_resumed: bool) -> Quarantine:
     quarantine = Quarantine(config.output_dir / QUARANTINE_FILE, config.max_undecodable_fraction)
     if is_resumed:
         quarantine.read_back()
+    elif is_main_process():
+        quarantine.path.unlink(missing_ok=True)
     return quarantine
 
 
@@ -58,7 +61,7 @@ def check_data(split: Split, quarantine: Quarantine) -> Split:
         RunFailed: too many clips are broken.
     """
     split, broken = check_audio(split, quarantine)
-    for item in broken:
+    for item in broken if is_main_process() else ():
         log.warning("WARNING: clip %s cannot be decoded (%s): left out; see %s", item.id, item.reason, quarantine.path)
     for source, number in sorted(Counter(one.source or NO_SOURCE for one in split.training).items()):
         log.info("✓ %s: %s samples", source, f"{number:,}")

@@ -9,6 +9,7 @@ import logging
 import torch
 
 from caspi.model.batch import MicroBatch
+from caspi.model.processes import is_main_process
 from caspi.records import RunFailed
 
 OutOfMemory = torch.cuda.OutOfMemoryError
@@ -55,9 +56,9 @@ def halve(size: int, reason: str) -> int:
             f"{reason} with one utterance at a time: leave out the longest clips (--max-audio-length-seconds 12), "
             "train fewer layers (--num-llm-top-layers 8) or use a larger GPU"
         )
-    log.warning(
-        "WARNING: %s: micro-batches of %d instead of %d utterances; the step stays the same", reason, size // 2, size
-    )
+    if is_main_process():
+        message = "WARNING: %s: micro-batches of %d instead of %d utterances; the step stays the same"
+        log.warning(message, reason, size // 2, size)
     return size // 2
 
 

@@ -154,9 +154,10 @@ class StageTrainer(Trainer):
         """Target tokens of the step over all processes: what the loss is divided by."""
         (step,) = batch_samples
         self.meter.num_utterances += step.num_utterances * num_processes()
-        for item in self.run.quarantine.add(step.rejected, device):
+        tokens, rejected = sum_over_processes([step.num_target_tokens, len(step.rejected)], device)
+        new = self.run.quarantine.add(step.rejected, device) if rejected else []
+        for item in new if is_main_process() else ():
             log.warning("WARNING: clip %s cannot be decoded (%s): left out of training", item.id, item.reason)
-        (tokens,) = sum_over_processes([step.num_target_tokens], device)
         return torch.tensor(max(tokens, 1), device=device)
 
     def training_step(

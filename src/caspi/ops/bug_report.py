@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from caspi.config import Watch
 from caspi.ops import provenance
 from caspi.ops.gpus_now import NoGpus, nvidia_smi
 from caspi.ops.redaction import redact
-from caspi.ops.run_metrics import METRICS_FILE, RunFiles, seconds_since_1970
+from caspi.ops.run_metrics import METRICS_FILE, RunFiles, RunRecord
 from caspi.ops.run_state import log_tail
 from caspi.ops.run_terminal import plain_lines
 from caspi.ops.run_view import RunView
@@ -34,7 +35,7 @@ def write_bundle(target: Path, run: RunFiles, view: RunView, settings: Watch) ->
         raise ValueError(f"--bundle {target}: expected a name that ends with .tar.gz")
     contents = {name: redact(text, os.environ) for name, text in gather(run, view, settings).items()}
     folder = target.name.removesuffix(".tgz").removesuffix(".tar.gz")
-    write_atomically(target, pack(folder, contents, seconds_since_1970(view.time)))
+    write_atomically(target, pack(folder, contents, datetime.fromisoformat(view.time).timestamp()))
     return list(contents)
 
 
@@ -49,35 +50,34 @@ def gather(run: RunFiles, view: RunView, settings: Watch) -> dict[str, str]:
         "status.json": dump_json(view.model_dump(mode="json"), indent=2) + "\n",
         "nvidia_smi.txt": gpu_state(settings),
         "versions.json": dump_json(versions(run.record), indent=2) + "\n",
-        "recipe.json": dump_json(run.record.get("recipe", {}), indent=2) + "\n",
-        "phase0.json": dump_json(run.record.get("gate", {}), indent=2) + "\n",
+        "recipe.json": dump_json(run.raw_recipe, indent=2) + "\n",
+        "phase0.json": dump_json(run.record.gate.model_dump(), indent=2) + "\n",
         "disk.txt": disk_state(run.folder),
     }
 
 
 def summary(run: RunFiles, view: RunView) -> str:
-    gate = run.record.get("gate", {})
-    risk = gate.get("accepted_risk")
+    gate = run.record.gate
     facts = [
         f"Bug report of a caspi training run, {view.time}",
         "",
         *plain_lines(view),
         "",
         f"Epoch: {'unknown' if view.epoch is None else f'{view.epoch:.2f}'}",
-        f"W&B run: {view.wandb_url or 'not online'} (id {run.record.get('wandb_run_id', 'unknown')})",
-        f"Phase 0: {gate.get('decision') or 'no report'}, low quality {gate.get('low_quality_percentage')} %"
-        + (f"; RISK ACCEPTED: {risk}" if risk else ""),
-        f"Starts: {', '.join(run.record.get('starts', [])) or 'unknown'}",
+        f"W&B run: {view.wandb_url or 'not online'} (id {run.record.wandb_run_id or 'unknown'})",
+        f"Phase 0: {gate.decision or 'no report'}, low quality {gate.low_quality_percentage} %"
+        + (f"; RISK ACCEPTED: {gate.accepted_risk}" if gate.accepted_risk else ""),
+        f"Starts: {', '.join(one.isoformat() for one in run.record.starts) or 'unknown'}",
         "Secrets were taken out by pattern; look through these files before you send them.",
     ]
     return "\n".join(facts) + "\n"
 
 
-def versions(record: Mapping[str, Any]) -> dict[str, Any]:
+def versions(record: RunRecord) -> dict[str, Any]:
     """Of the run as it recorded them, and of this machine now."""
     return {
-        "run": record.get("versions", {}),
-        "run_commit": short(record.get("commit")),
+        "run": record.versions,
+        "run_commit": short(record.commit),
         "here": provenance.versions() | {"python": sys.version.split()[0], "platform": platform.platform()},
         "here_commit": short(provenance.commit()),
     }

@@ -146,6 +146,8 @@ class HealthMonitor(TrainerCallback):
         self.raised: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
         self.raised |= {entry["alert"] for entry in map(json.loads, lines) if "alert" in entry}
 

@@ -49,7 +49,8 @@ def launch(code: str, job: dict[str, Any], num_processes: int, shutdown_seconds:
 
     `code` must end in `report`. Ctrl+C and SIGTERM go on to the processes, which then have `shutdown_seconds`; at a
     second Ctrl+C they are killed. Several machines take part when the variables of torchrun (PET_NNODES, PET_NODE_RANK,
-    PET_MASTER_ADDR ...) are set on each. Returns the exit code of the first process of this machine.
+    PET_MASTER_ADDR ...) are set on each; they must share the output folder. Returns the exit code of the first process
+    of this machine.
 
     Raises:
         RunFailed, AnswerIsNo, ValueError: what a process raised, or that one died.

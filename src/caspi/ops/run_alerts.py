@@ -42,7 +42,7 @@ def silent(view: "RunView", settings: Watch) -> Iterator[tuple[str, str]]:
 
 
 def hot(view: "RunView", settings: Watch) -> Iterator[tuple[str, str]]:
-    for gpu in view.gpus:
+    for gpu in view.gpus if view.state in ALIVE else []:
         if gpu.temperature_celsius is not None and gpu.temperature_celsius > settings.max_temperature_celsius:
             limit = settings.max_temperature_celsius
             yield "GPU_HOT", f"GPU {gpu.index} has {gpu.temperature_celsius:g} °C, above {limit:g} °C it slows down"

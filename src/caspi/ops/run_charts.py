@@ -73,11 +73,12 @@ def round_ticks(largest: float) -> list[float]:
 
 def band_svg(band: Band, index: int, frame: Frame) -> str:
     left, right = frame.x(band.first_step), frame.x(min(band.last_step, frame.last_step))
-    shade = (
-        f'<rect x="{left:.1f}" y="{TOP_OF_PLOT}" width="{right - left:.1f}" height="{HEIGHT - BOTTOM - TOP_OF_PLOT}" '
+    size = f'width="{right - left:.1f}" height="{HEIGHT - BOTTOM - TOP_OF_PLOT}" class="band{index % 2}"'
+    title = f"stage {escape(band.name)}: steps {band.first_step} to {band.last_step}"
+    return (
+        f'<rect x="{left:.1f}" y="{TOP_OF_PLOT}" {size}><title>{title}</title></rect>'
+        f'<text x="{left + 5:.1f}" y="{TOP_OF_PLOT + 13}">stage {escape(band.name)}</text>'
     )
-    shade += f'class="band{index % 2}"><title>stage {escape(band.name)}: steps {band.first_step} to {band.last_step}</title></rect>'
-    return shade + f'<text x="{left + 5:.1f}" y="{TOP_OF_PLOT + 13}">stage {escape(band.name)}</text>'
 
 
 def value_axis(ticks: Sequence[float], frame: Frame, text: Format) -> str:

@@ -1,18 +1,26 @@
 """metrics.jsonl and run.json of a training run, read while it writes them."""
 
 import json
-from collections.abc import Mapping
-from datetime import datetime
+import math
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from caspi.config import Count, Positive, one_line
 from caspi.ops.criteria import read_object
 
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 RATE_KEY = "learning_rate_"
 DOMAIN_KEY = "eval_wer_"
+NUMBERS = frozenset(
+    {"time", "epoch", "loss", "grad_norm", "grad_norm_max", "samples_per_second", "data_wait_fraction"}
+) | {
+    "gpu_memory_gib",
+    "gpu_memory_fraction",
+}
 
 Entry = dict[str, Any]
 
@@ -57,10 +65,68 @@ class Course(NamedTuple):
         return self.steps_per_epoch * self.num_epochs
 
 
+class Recorded(BaseModel):
+    """Part of run.json; what is not needed here may be there, also from other versions of caspi."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class RecordedStage(Recorded):
+    name: str
+    num_epochs: Count
+
+
+class RecordedTrain(Recorded):
+    stages: list[RecordedStage] = []
+
+
+class RecordedPlan(Recorded):
+    price: Positive | None = None
+
+
+class RecordedRecipe(Recorded):
+    train: RecordedTrain = RecordedTrain()
+    plan: RecordedPlan = RecordedPlan()
+
+
+class RecordedGate(Recorded):
+    decision: str | None = None
+    low_quality_percentage: float | None = None
+    accepted_risk: str | None = None
+
+
+class RunRecord(Recorded):
+    """run.json as far as it is needed to watch; all defaults while the run has not written it."""
+
+    state: str | None = None
+    stage: str | None = None
+    exit_code: int | None = None
+    host: str | None = None
+    """Of the training process."""
+    updated: AwareDatetime | None = None
+    starts: list[AwareDatetime] = []
+    steps_done: int = 0
+    """At the newest save since the last start."""
+    train_seconds: float = 0.0
+    """Up to there, all starts together."""
+    num_processes: Count = 1
+    wandb_url: str | None = None
+    wandb_run_id: str | None = None
+    commit: str | None = None
+    versions: dict[str, str] = {}
+    gate: RecordedGate = RecordedGate()
+    recipe: RecordedRecipe = RecordedRecipe()
+
+    def last_start(self) -> float:
+        """Seconds since 1970; 0 while it is not known."""
+        return self.starts[-1].timestamp() if self.starts else 0.0
+
+
 class RunFiles(NamedTuple):
     folder: Path
-    record: Mapping[str, Any]
-    """run.json; empty while the run has not written it."""
+    record: RunRecord
+    raw_recipe: Any
+    """The resolved recipe as run.json has it."""
     metrics: Metrics
 
 
@@ -71,7 +137,12 @@ def read_run(folder: Path) -> RunFiles:
     """
     if not any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE, "training.log")):
         raise ValueError(f"{folder} holds no training run: expected run.json, as caspi train --output-dir writes it")
-    return RunFiles(folder, read_object(folder / RUN_FILE), read_metrics(folder / METRICS_FILE))
+    content = read_object(folder / RUN_FILE)
+    try:
+        record = RunRecord.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{folder / RUN_FILE}: {one_line(error)}") from None
+    return RunFiles(folder, record, content.get("recipe"), read_metrics(folder / METRICS_FILE))
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -90,7 +161,14 @@ def parse_entry(line: bytes) -> Entry | None:
         entry = json.loads(line, parse_constant=refuse_constant)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    return entry if isinstance(entry, dict) and is_sound(entry) else None
+
+
+def is_sound(entry: Entry) -> bool:
+    """A step, and numbers where the views expect numbers."""
+    numbers = [value for key, value in entry.items() if key in NUMBERS or key.startswith(("eval_", RATE_KEY))]
+    sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+    return sound and isinstance(entry.get("step"), int) and isinstance(entry.get("alert", ""), str)
 
 
 def refuse_constant(name: str) -> float:
@@ -99,28 +177,24 @@ def refuse_constant(name: str) -> float:
 
 def course_of(run: RunFiles) -> Course | None:
     """From the recipe and the newest entry; None until both say how long an epoch is."""
-    stages = run.record.get("recipe", {}).get("train", {}).get("stages", [])
-    dated = [entry for entry in run.metrics.entries if entry.get("epoch")]
+    stages = run.record.recipe.train.stages
+    dated = [entry for entry in run.metrics.entries if entry["step"] > 0 and entry.get("epoch")]
     if not stages or not dated:
         return None
     steps_per_epoch = round(dated[-1]["step"] / dated[-1]["epoch"])
-    ends = list(accumulate(stage["num_epochs"] for stage in stages))
+    ends = list(accumulate(stage.num_epochs for stage in stages))
     bands = [
-        Band(stage["name"], (end - stage["num_epochs"]) * steps_per_epoch, end * steps_per_epoch)
+        Band(stage.name, (end - stage.num_epochs) * steps_per_epoch, end * steps_per_epoch)
         for stage, end in zip(stages, ends, strict=True)
     ]
     return Course(steps_per_epoch, ends[-1], bands)
 
 
 def last_write(run: RunFiles) -> float:
-    """Time of the newest thing the run wrote, in seconds since 1970: what the files say, which copying does not change."""
+    """Time of the newest thing that the run wrote, in seconds since 1970, as the files say: copying keeps that."""
     said = [entry["time"] for entry in run.metrics.entries[-1:] if "time" in entry]
-    said += [seconds_since_1970(text) for text in (run.record.get("updated"), *run.record.get("starts", [])) if text]
+    said += [moment.timestamp() for moment in (run.record.updated, *run.record.starts) if moment is not None]
     return max(said) if said else max(path.stat().st_mtime for path in run.folder.iterdir())
-
-
-def seconds_since_1970(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
 
 
 def learning_rates(entry: Entry) -> dict[str, float]:

@@ -23,8 +23,8 @@ def run_page(run: RunFiles, view: RunView) -> str:
         charts=[(chart.title, chart_svg(chart, bands, raised, view.step)) for chart in charts(run)],
         evaluations=evaluations,
         domains=keys_with(evaluations, DOMAIN_KEY),
-        gate=run.record.get("gate", {}),
-        versions=run.record.get("versions", {}),
+        gate=run.record.gate,
+        versions=run.record.versions,
     )  # fmt: skip
 
 

@@ -4,11 +4,11 @@ import fcntl
 import re
 import socket
 import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from caspi.ops.run_lock import LOCK_FILE
+from caspi.ops.run_metrics import RunRecord
 
 State = Literal["starting", "training", "finished", "interrupted", "failed", "killed"]
 ALIVE: tuple[State, ...] = ("starting", "training")
@@ -32,13 +32,10 @@ class Holder(NamedTuple):
     """0 where the run is in another container."""
 
 
-def judge_state(
-    run_dir: Path, record: Mapping[str, Any], silence_seconds: float, max_silence_seconds: float
-) -> Verdict:
-    """`record` is run.json as read; `silence_seconds` is the age of the run's last write."""
-    recorded = record.get("state")
-    host = record.get("host")
-    elsewhere = f"the run is on {host}" if host not in (None, socket.gethostname()) else None
+def judge_state(run_dir: Path, record: RunRecord, silence_seconds: float, max_silence_seconds: float) -> Verdict:
+    """`silence_seconds` is the age of the run's last write."""
+    recorded = record.state
+    elsewhere = f"the run is on {record.host}" if record.host not in (None, socket.gethostname()) else None
     unseen = elsewhere or why_lock_cannot_tell(run_dir)
     holder = None if unseen else lock_holder(run_dir / LOCK_FILE)
     if holder is not None:
@@ -46,7 +43,7 @@ def judge_state(
     if recorded == "done":
         return Verdict("finished", "run.json says done", None)
     if recorded == "interrupted":
-        return Verdict("interrupted", f"run.json says interrupted, exit code {record.get('exit_code')}", None)
+        return Verdict("interrupted", f"run.json says interrupted, exit code {record.exit_code}", None)
     if last_error(run_dir) is not None:
         return Verdict("failed", "training.log ends with an error", None)
     if unseen is None:

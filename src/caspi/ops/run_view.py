@@ -20,7 +20,6 @@ from caspi.ops.run_metrics import (
     last_write,
     learning_rates,
     read_run,
-    seconds_since_1970,
 )
 from caspi.ops.run_state import ALIVE, State, judge_state, last_error
 from caspi.records import Record
@@ -73,7 +72,7 @@ class RunView(Record):
     newest_checkpoint_step: int | None
     """Of the complete ones."""
     gpus: list[GpuNow]
-    """Of this machine; asked while the run is alive."""
+    """Of this machine, now."""
     gpus_note: str
     seconds_spent: float
     """In training, all starts together; loading counts since the last start."""
@@ -106,7 +105,7 @@ def look(folder: Path, settings: Watch, now: float) -> RunView:
 def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
     silence = max(0.0, now - last_write(run))
     verdict = judge_state(run.folder, run.record, silence, settings.max_silence_seconds)
-    gpus, gpus_note = gpus_of(verdict.state, settings)
+    gpus, gpus_note = gpus_of(settings)
     course = course_of(run)
     training, evaluations = run.metrics.training(), run.metrics.evaluations()
     newest: Entry = training[-1] if training else {}
@@ -122,7 +121,7 @@ def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
         process=verdict.process,
         silence_seconds=silence,
         error=last_error(run.folder),
-        stage=run.record.get("stage"),
+        stage=run.record.stage,
         epoch=next((entry["epoch"] for entry in reversed(run.metrics.entries) if "epoch" in entry), None),
         num_epochs=course.num_epochs if course else None,
         step=step,
@@ -146,8 +145,8 @@ def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
         price_source=price.source,
         usd_spent=usd(spent, price),
         usd_left=usd(left, price),
-        num_starts=len(run.record.get("starts", [])),
-        wandb_url=run.record.get("wandb_url"),
+        num_starts=len(run.record.starts),
+        wandb_url=run.record.wandb_url,
         num_damaged_lines=run.metrics.num_damaged_lines,
         has_torn_line=run.metrics.has_torn_line,
         alerts=[],
@@ -167,9 +166,7 @@ def evaluation_of(entry: Entry | None) -> Evaluation | None:
     )
 
 
-def gpus_of(state: State, settings: Watch) -> tuple[list[GpuNow], str]:
-    if state not in ALIVE:
-        return [], "not asked: the run is not alive"
+def gpus_of(settings: Watch) -> tuple[list[GpuNow], str]:
     try:
         return read_gpus(settings.nvidia_smi_timeout_seconds), "nvidia-smi of this machine"
     except NoGpus as error:
@@ -182,12 +179,10 @@ def newest_checkpoint_step(folder: Path) -> int | None:
 
 def seconds_spent(run: RunFiles, until: float) -> float:
     """run.json knows the time up to the newest save; what came since is added."""
-    saved_step = run.record.get("steps_done")
-    times = [entry["time"] for entry in run.metrics.entries if "time" in entry]
-    at_save = [entry["time"] for entry in run.metrics.entries if "time" in entry and entry["step"] <= (saved_step or 0)]
-    starts = [seconds_since_1970(text) for text in run.record.get("starts", [])]
-    since = max([*at_save[-1:], *starts[-1:]], default=min(times, default=until))
-    return float(run.record.get("train_seconds", 0.0)) + max(0.0, until - since)
+    dated = [entry for entry in run.metrics.entries if "time" in entry]
+    saved = [entry["time"] for entry in dated if entry["step"] <= run.record.steps_done]
+    since = max([*saved[-1:], run.record.last_start()]) or (dated[0]["time"] if dated else until)
+    return run.record.train_seconds + max(0.0, until - since)
 
 
 def seconds_left(run: RunFiles, course: Course | None, state: State, window: int, now: float) -> float | None:
@@ -196,13 +191,13 @@ def seconds_left(run: RunFiles, course: Course | None, state: State, window: int
         return 0.0
     if course is None or state not in ALIVE:
         return None
-    began = max((seconds_since_1970(text) for text in run.record.get("starts", [])), default=0.0)
+    began = run.record.last_start()
     recent = [entry for entry in run.metrics.training() if entry.get("time", 0.0) >= began]
     newest_step = recent[-1]["step"] if recent else 0
     band = next((band for band in course.bands if band.first_step < newest_step <= band.last_step), None)
     in_stage = [entry for entry in recent if band is None or entry["step"] > band.first_step]
     used = (in_stage if len(in_stage) > 1 else recent)[-window:]
-    if len(used) < 2:
+    if len(used) < 2 or used[-1]["step"] == used[0]["step"]:
         return None
     pace = (used[-1]["time"] - used[0]["time"]) / (used[-1]["step"] - used[0]["step"])
     return float(max(0.0, pace * (course.num_steps - newest_step) - max(0.0, now - used[-1]["time"])))
@@ -212,15 +207,16 @@ def price_of(run: RunFiles, settings: Watch, gpus: Sequence[GpuNow]) -> Price:
     """The flag's, else the recipe's, else the table's for the GPUs of this machine; it is never guessed."""
     if settings.price is not None:
         return Price(settings.price, "--price")
-    given = run.record.get("recipe", {}).get("plan", {}).get("price")
-    if given is not None:
-        return Price(given, "plan.price of the recipe")
+    if run.record.recipe.plan.price is not None:
+        return Price(run.record.recipe.plan.price, "plan.price of the recipe")
+    if not any("gpu_memory_gib" in entry for entry in run.metrics.training()):
+        return Price(None, "unknown: the run has not measured a GPU; give --price with the USD per hour")
     names = {recognise_gpu(gpu.name) for gpu in gpus}
     name = names.pop() if len(names) == 1 else None
     if name is None:
         return Price(None, "unknown: give --price with the USD per hour of all GPUs together")
     try:
-        price = find_price(name, run.record.get("num_processes", 1))
+        price = find_price(name, run.record.num_processes)
     except ValueError as error:
         return Price(None, str(error))
     return Price(price.usd_per_hour, f"{price.provider} {price.date}, {price.source}")

@@ -1,6 +1,6 @@
-"""How a round's output looks, whatever was said: loops, cut-off and empty texts, letters of another script."""
+"""How a round's output looks, whatever was said: loops, cut-off and empty texts, another script or language."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from caspi.records import Prediction, Record
 from caspi.speech.hebrew import hebrew_fraction
@@ -18,10 +18,18 @@ class Behaviour(Record):
     empty_fraction: float
     foreign_fraction: float | None
     """Share of the letters that are not Hebrew; None without a letter."""
+    language_accuracy: float | None
+    """Share of the texts before which the model named the language of the test set; None where it was not left to the
+    model to name one (`language_forcing`)."""
 
 
-def behaviour_of(predictions: Sequence[Prediction], min_loop_repeats: int) -> list[Behaviour]:
-    """One row per test set that has a text."""
+def behaviour_of(
+    predictions: Sequence[Prediction], min_loop_repeats: int, language: str, languages: Mapping[str, str]
+) -> list[Behaviour]:
+    """One row per test set that has a text.
+
+    `languages`: of test sets that are not in `language`, by name.
+    """
     by_set: dict[str, list[Prediction]] = {}
     for row in predictions:
         if row.finish_reason != "error":
@@ -29,6 +37,8 @@ def behaviour_of(predictions: Sequence[Prediction], min_loop_repeats: int) -> li
     rows = []
     for name, texts in by_set.items():
         hebrew = hebrew_fraction(one.hypothesis for one in texts)
+        tags = [one.language_tag for one in texts if one.language_tag is not None]
+        expected = languages.get(name, language)
         rows.append(
             Behaviour(
                 test_set=name,
@@ -37,6 +47,7 @@ def behaviour_of(predictions: Sequence[Prediction], min_loop_repeats: int) -> li
                 truncated_fraction=sum(one.finish_reason == "length" for one in texts) / len(texts),
                 empty_fraction=sum(not one.hypothesis.strip() for one in texts) / len(texts),
                 foreign_fraction=None if hebrew is None else 1 - hebrew,
+                language_accuracy=tags.count(expected) / len(tags) if tags else None,
             )
         )
     return rows
@@ -44,16 +55,27 @@ def behaviour_of(predictions: Sequence[Prediction], min_loop_repeats: int) -> li
 
 def worsened(round1: Sequence[Behaviour], round2: Sequence[Behaviour], max_increase: float) -> Iterator[str]:
     """What Round 2 does more often than Round 1, by more than this share."""
-    before = {row.test_set: row for row in round1}
-    names = {
-        "loop_fraction": "texts in a repetition loop",
-        "truncated_fraction": "texts cut off",
-        "empty_fraction": "empty texts",
-        "foreign_fraction": "letters that are not Hebrew",
-    }
+    before = {row.test_set: oddities_of(row) for row in round1}
     for row in round2:
-        for field, name in names.items():
-            old = getattr(before[row.test_set], field, None) if row.test_set in before else None
-            now = getattr(row, field)
+        for name, now in oddities_of(row).items():
+            old = before.get(row.test_set, {}).get(name)
             if old is not None and now is not None and now - old > max_increase:
                 yield f"{row.test_set}: {name} rose from {old:.1%} to {now:.1%}"
+
+
+def oddities_of(row: Behaviour) -> dict[str, float | None]:
+    """Fractions that should be small, by what they count."""
+    return {
+        "texts in a repetition loop": row.loop_fraction,
+        "texts cut off": row.truncated_fraction,
+        "empty texts": row.empty_fraction,
+        "letters that are not Hebrew": row.foreign_fraction,
+        "texts with another language named": None if row.language_accuracy is None else 1 - row.language_accuracy,
+    }
+
+
+def language_lines(rows: Sequence[Behaviour]) -> Iterator[str]:
+    """For the terminal; nothing where the language was forced."""
+    for row in rows:
+        if row.language_accuracy is not None:
+            yield f"{row.test_set}: the right language is named before {row.language_accuracy:.1%} of the texts"

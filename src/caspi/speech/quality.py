@@ -42,6 +42,8 @@ class Alignment(NamedTuple):
     """The same for the whole utterance."""
     word_confidences: tuple[float, ...] | None = None
     """The model's own probability of each word's span, 0 to 1, for backends that have one."""
+    has_times: bool = True
+    """False: the backend scores words without placing them; its spans are all None, and words count by score alone."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,19 @@ class Measures(NamedTuple):
     """[num_words]"""
     alignment_coverage: float
     """Share of the transcript's letters in accepted words: is the text in the audio?"""
-    speech_coverage: float
-    """Share of the speech inside accepted words: is the audio in the text? 1 without speech."""
-    longest_untranscribed_seconds: float
-    """Most speech between two neighbouring accepted words, or before the first or after the last."""
+    speech_coverage: float | None
+    """Share of the speech inside accepted words: is the audio in the text? 1 without speech; None without times."""
+    longest_untranscribed_seconds: float | None
+    """Most speech between two neighbouring accepted words, or before the first or after the last; None likewise."""
 
 
 def measure(pair: Pair, min_word_score: float, limits: QualityThresholds) -> Measures:
     """Apply a word score threshold to a pair. The pair needs at least one word."""
-    scores = np.array(pair.alignment.word_scores)
-    accepted = plausible_words(pair, limits) & (scores >= min_word_score)
+    accepted = np.array(pair.alignment.word_scores) >= min_word_score
     letters = np.array(pair.letters, dtype=np.float64)
+    if not pair.alignment.has_times:
+        return Measures(accepted, float(letters[accepted].sum() / letters.sum()), None, None)
+    accepted &= plausible_words(pair, limits)
     covered = covered_frames(pair.starts_ends[accepted], len(pair.speech), limits)
     num_speech = int(pair.speech.sum())
     return Measures(
@@ -197,9 +201,9 @@ def quality_reasons(
     limits: QualityThresholds,
 ) -> list[str]:
     """Reasons why a pair is low quality, in the order of `REASONS`; empty: it is good."""
-    untranscribed = (
-        measures.speech_coverage < limits.min_speech_coverage
-        or measures.longest_untranscribed_seconds > limits.max_untranscribed_seconds
+    coverage, longest = measures.speech_coverage, measures.longest_untranscribed_seconds
+    untranscribed = (coverage is not None and coverage < limits.min_speech_coverage) or (
+        longest is not None and longest > limits.max_untranscribed_seconds
     )
     raised = {
         "LOW_COVERAGE": measures.alignment_coverage < limits.min_coverage,

@@ -29,6 +29,9 @@ class AlignmentItem(NamedTuple):
 class Aligner(Protocol):
     model_id: str
     """What was loaded, for the report."""
+    device: str
+    dtype: str
+    """Where and in which precision it computes, for the report."""
 
     def align(self, items: Sequence[AlignmentItem]) -> list[Alignment | FailedToAlign]:
         """Align a batch; one outcome per item, in order, independent of what else is in the batch."""
@@ -38,11 +41,15 @@ class Aligner(Protocol):
 BACKENDS = {
     "qwen": "caspi.model.aligners.qwen:QwenAligner",
     "ctc": "caspi.model.aligners.ctc:CtcAligner",
+    "asr": "caspi.model.aligners.asr:AsrVerifier",
     "tts-dtw": "caspi.model.aligners.tts_dtw:TtsDtwAligner",
     "uniform": "caspi.model.aligners.blind:UniformAligner",
     "random": "caspi.model.aligners.blind:RandomAligner",
 }
 """Backend name to module and class."""
+
+MODEL_BACKENDS = frozenset({"qwen", "ctc", "asr"})
+"""Backends that load weights with torch."""
 
 
 def build_aligner(recipe: Recipe) -> Aligner:

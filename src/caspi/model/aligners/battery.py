@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspi.config import Recipe
-from caspi.model.aligners import Aligner, AlignmentItem, build_aligner
+from caspi.model.aligners import MODEL_BACKENDS, Aligner, AlignmentItem, build_aligner
 from caspi.records import RunFailed
 from caspi.speech.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from caspi.speech.controls import DISTORTIONS, PlannedPair
@@ -27,6 +27,8 @@ from caspi.speech.text import num_letters
 from caspi.speech.vad import FRAME_SECONDS, estimate_snr_db, speech_mask
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MAX_MODEL_PROCESSES = 4
+"""Each holds the 0.9 B parameters of the published aligner: 3.7 GB."""
 SELF_TEST_VOICE = "+m3"
 SELF_TEST_RATE_WPM = 160
 
@@ -58,7 +60,7 @@ def run_tasks(tasks: Sequence[Task], recipe: Recipe) -> Iterator[Outcome]:
         ValueError: the backend cannot be loaded.
         RunFailed: a worker process died.
     """
-    num_processes = recipe.audit.num_processes or len(os.sched_getaffinity(0))
+    num_processes = recipe.audit.num_processes or default_num_processes(recipe.audit.backend)
     with (
         _environment(dict.fromkeys(ONE_THREAD, "1")),
         ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (recipe,)) as pool,
@@ -73,6 +75,16 @@ def run_tasks(tasks: Sequence[Task], recipe: Recipe) -> Iterator[Outcome]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def default_num_processes(backend: str) -> int:
+    """One per core; with model weights one on a GPU, and on CPU few, because each holds the weights."""
+    num_cores = len(os.sched_getaffinity(0))
+    if backend not in MODEL_BACKENDS:
+        return num_cores
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(num_cores, MAX_MODEL_PROCESSES)
 
 
 def measure_task(task: Task, aligner: Aligner, recipe: Recipe) -> Outcome:

@@ -16,6 +16,8 @@ class UniformAligner:
     """Spreads the words evenly and is always sure of itself."""
 
     model_id = "uniform"
+    device = "cpu"
+    dtype = "float64"
 
     def __init__(self, recipe: Recipe) -> None:
         del recipe
@@ -33,6 +35,8 @@ class RandomAligner:
     """Ordered random times and random scores."""
 
     model_id = "random"
+    device = "cpu"
+    dtype = "float64"
 
     def __init__(self, recipe: Recipe) -> None:
         self.seed = recipe.audit.seed

@@ -5,7 +5,7 @@ takes out what makes a frame hard for any text, which is why the scores of diffe
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ class CtcAligner:
 
     def __init__(self, recipe: Recipe) -> None:
         self.model_id = recipe.audit.ctc_model
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, self.dtype = "cuda" if torch.cuda.is_available() else "cpu", "float32"
         self.model, self.extractor, tokenizer = load_ctc(self.model_id)
         self.model.to(self.device).eval()
         self.characters = read_characters(tokenizer, self.model.config.pad_token_id, self.model_id)
@@ -73,9 +73,7 @@ class CtcAligner:
             same = list(group)
             emissions = self._listen(same[0].samples)
             for item in same:
-                outcomes.append(
-                    emissions if isinstance(emissions, FailedToAlign) else self._align(item, emissions)
-                )
+                outcomes.append(emissions if isinstance(emissions, FailedToAlign) else self._align(item, emissions))
         return outcomes
 
     @torch.inference_mode()
@@ -144,7 +142,7 @@ def best_path(blank: NDArray[np.float64], columns: Emissions, tokens: Sequence[i
     emission = np.repeat(blank[:, None], num_states, axis=1)
     emission[:, 1::2] = columns
     may_skip = np.zeros(num_states, dtype=bool)
-    may_skip[3::2] = [a != b or a == WILDCARD for a, b in zip(tokens, tokens[1:], strict=False)]
+    may_skip[3::2] = [a != b or a == WILDCARD for a, b in pairwise(tokens)]
     total = np.full(num_states, -np.inf)
     total[:2] = emission[0, :2]
     steps = np.zeros((num_frames, num_states), dtype=np.int8)

@@ -44,14 +44,13 @@ class QwenAligner:
 
     def __init__(self, recipe: Recipe) -> None:
         settings = recipe.audit
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model, self.processor = load_aligner(settings.aligner_model, dtype)
-        self.model.to(self.device).eval()  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+        self.device, self.dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+        self.model, self.processor = load_aligner(settings.aligner_model, getattr(torch, self.dtype))
+        self.model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         self.model_id = str(settings.aligner_model)
         self.bin_seconds = self.processor.timestamp_segment_time / 1000
         self.max_seconds = min(
-            settings.quality.max_duration_seconds, (self.model.config.num_labels - 1) * self.bin_seconds
+            settings.quality.max_duration_seconds, (self.model.score.out_features - 1) * self.bin_seconds
         )
         self.batch_size = settings.model_batch_size
         self.batch_seconds = settings.model_batch_seconds

@@ -64,6 +64,9 @@ class Audio(NamedTuple):
 
 
 class TtsDtwAligner:
+    device = "cpu"
+    dtype = "float32"
+
     def __init__(self, recipe: Recipe) -> None:
         self.voices = tuple(recipe.language.espeak_voice + variant for variant in recipe.audit.reference_voices)
         if not self.voices:

@@ -4,6 +4,7 @@ A transcriber gives exactly what the model wrote after the last `<asr_text>`: re
 texts say so, and a clip that fails is an outcome, so that none of them is hidden from the error rate.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,6 +13,8 @@ import numpy as np
 
 TEXT_MARK = "<asr_text>"
 """In what the model writes, the text comes after this."""
+LANGUAGE_TAG = re.compile(r"language ([^\n<]*)$")
+"""And before it the language."""
 WAY_OUT = (
     "its chat template lacks `forced_language`; serve a folder written by caspi export, start the server with that "
     "folder's chat template, or give --language-forcing prefill"
@@ -32,6 +35,19 @@ class Transcription(NamedTuple):
     """`length`: the token limit was reached before the end of the text; `unknown`: a server's route does not say."""
     error: str | None = None
     """What failed, with an `error` only."""
+    language_tag: str | None = None
+    """Language that the model named before its text, empty if none; None where it was not left to the model."""
+
+    @classmethod
+    def of_output(
+        cls, output: str, finish_reason: Literal["stop", "length", "unknown"], is_forced: bool
+    ) -> "Transcription":
+        """What the model wrote, `language NAME<asr_text>TEXT`; with a forced language, what comes after the mark."""
+        head, mark, text = output.rpartition(TEXT_MARK)
+        if is_forced:
+            return cls(text, finish_reason)
+        named = LANGUAGE_TAG.search(head) if mark else None
+        return cls(text, finish_reason, language_tag=named[1].strip() if named else "")
 
 
 class Transcriber(Protocol):
@@ -49,7 +65,7 @@ class Transcriber(Protocol):
     def transcribe(self, audios: Sequence[np.ndarray], language: str | None = None) -> list[Transcription]:
         """Transcribe float32 clips [num_samples], mono at 16 kHz; results in the order of the clips.
 
-        `language`: its name, where it is not that of the run.
+        `language`: its name, where it is not that of the run; no matter where the model is to find it out.
         """
         ...
 

@@ -53,7 +53,7 @@ def load_transcriber(section: Evaluate, language: Language) -> Transcriber:
         model,
         processor,
         folder=folder,
-        language=language.name,
+        language=None if section.language_forcing == "none" else language.name,
         batch_size=section.batch_size,
         num_beams=section.num_beams,
         max_new_tokens=section.max_new_tokens,

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, Qwen3ASRForConditionalGeneration, Qwe
 
 from caspi.config import Evaluate
 from caspi.model.prompt import forced_prefix
-from caspi.model.transcribers import TEXT_MARK, Transcription, plan_batches
+from caspi.model.transcribers import Transcription, plan_batches
 from caspi.speech.audio import SAMPLE_RATE_HZ
 
 __all__ = ["LocalTranscriber", "Transcription", "prompt_text", "transcribe"]
@@ -25,7 +25,7 @@ def transcribe(
     processor: Qwen3ASRProcessor,
     audios: Sequence[np.ndarray],
     *,
-    language: str,
+    language: str | None,
     batch_size: int,
     num_beams: int = 1,
     max_new_tokens: int,
@@ -34,7 +34,7 @@ def transcribe(
     """Texts of float clips [num_samples], mono at 16 kHz, in their order.
 
     Deterministic: no sampling, and nothing of the checkpoint's own generation settings but its end and pad tokens. The
-    modules' training flags are as before afterwards.
+    modules' training flags are as before afterwards. Without a `language` the model names one, in `language_tag`.
 
     Raises:
         ValueError: a clip is empty, not one-dimensional or not finite.
@@ -56,7 +56,7 @@ def generate(
     model: Qwen3ASRForConditionalGeneration,
     processor: Qwen3ASRProcessor,
     clips: list[np.ndarray],
-    language: str,
+    language: str | None,
 ) -> list[Transcription]:
     prompts = [prompt_text(processor, language)] * len(clips)
     inputs = processor(text=prompts, audio=clips, sampling_rate=SAMPLE_RATE_HZ, padding_side="left")
@@ -64,21 +64,27 @@ def generate(
     # transformers types `self` as a protocol that mypy cannot match with the class itself
     sequences = model.generate(**inputs)  # type: ignore[misc]
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    return [read_tokens(processor, row, model.generation_config.eos_token_id) for row in new_tokens]
+    end_ids = model.generation_config.eos_token_id
+    return [read_tokens(processor, row, end_ids, language is not None) for row in new_tokens]
 
 
-def prompt_text(processor: Qwen3ASRProcessor, language: str) -> str:
-    """The prompt of one clip, its audio still one placeholder, up to where the model begins to write."""
+def prompt_text(processor: Qwen3ASRProcessor, language: str | None) -> str:
+    """The prompt of one clip, its audio still one placeholder, up to where the model begins to write.
+
+    Without a language it begins by naming one.
+    """
     silence = np.zeros(1, dtype=np.float32)
     (prompt,) = processor.apply_transcription_request(audio=[silence], tokenize=False)
-    return prompt + forced_prefix(language)
+    return prompt + (forced_prefix(language) if language else "")
 
 
-def read_tokens(processor: Qwen3ASRProcessor, row: list[int], end_ids: list[int]) -> Transcription:
+def read_tokens(
+    processor: Qwen3ASRProcessor, row: list[int], end_ids: list[int], is_forced: bool = True
+) -> Transcription:
     """Text after the last mark. Not `processor.decode`: that collapses repetition loops, which hides them from WER."""
     end = next((position for position, token in enumerate(row) if token in end_ids), None)
     text = processor.tokenizer.decode(row[:end], skip_special_tokens=True)
-    return Transcription(text.rpartition(TEXT_MARK)[2], "length" if end is None else "stop")
+    return Transcription.of_output(text, "length" if end is None else "stop", is_forced)
 
 
 def generation_config(model: Qwen3ASRForConditionalGeneration, num_beams: int, max_new_tokens: int) -> GenerationConfig:
@@ -114,7 +120,7 @@ def generation_mode(model: Qwen3ASRForConditionalGeneration, settings: Generatio
 
 
 class LocalTranscriber:
-    """A loaded checkpoint with its settings, as `Transcriber`."""
+    """A loaded checkpoint with its settings, as `Transcriber`; without a language the model names it."""
 
     num_concurrent = 1
     packages: tuple[str, ...] = ("torch", "transformers")
@@ -124,7 +130,7 @@ class LocalTranscriber:
         model: Qwen3ASRForConditionalGeneration,
         processor: Qwen3ASRProcessor,
         *,
-        language: str,
+        language: str | None,
         batch_size: int,
         num_beams: int,
         max_new_tokens: int,
@@ -144,7 +150,8 @@ class LocalTranscriber:
         }
 
     def transcribe(self, audios: Sequence[np.ndarray], language: str | None = None) -> list[Transcription]:
-        return transcribe(self.model, self.processor, audios, language=language or self.language, **self.decoding)
+        asked = (language or self.language) if self.language else None
+        return transcribe(self.model, self.processor, audios, language=asked, **self.decoding)
 
     def describe(self) -> dict[str, Any]:
         return {

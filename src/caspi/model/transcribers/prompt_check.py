@@ -15,7 +15,9 @@ from caspi.model.transcribers.local import prompt_text
 from caspi.speech.audio import SAMPLE_RATE_HZ
 
 
-def check_prompt(folder: Path, clips: Sequence[np.ndarray], answers: Sequence[Answer], language: str) -> PromptCheck:
+def check_prompt(
+    folder: Path, clips: Sequence[np.ndarray], answers: Sequence[Answer], language: str | None
+) -> PromptCheck:
     """Compare the prompts that chat completions were made from with those of the checkpoint's processor.
 
     Raises:

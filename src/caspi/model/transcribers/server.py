@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from caspi.config import Evaluate, Language, one_line
 from caspi.model.prompt import CHAT_TEMPLATE, forced_prefix
-from caspi.model.transcribers import TEXT_MARK, WAY_OUT, PromptCheck, Transcription
+from caspi.model.transcribers import WAY_OUT, PromptCheck, Transcription
 from caspi.model.transcribers.answers import Answer, TranscriptionAnswer
 from caspi.model.transcribers.endpoint import (
     find_endpoint,
@@ -57,6 +57,9 @@ class ServerTranscriber:
         """
         self.section = section
         self.language = language
+        self.is_forced = section.language_forcing != "none"
+        if section.route == "transcription" and not self.is_forced:
+            raise ValueError("the transcription route does not say which language the model named; use the chat route")
         self.url = parse_url(server)
         self.http = http_client(self.url, section.requests)
         self.client = openai_client(self.url, self.http, section.requests)
@@ -114,7 +117,7 @@ class ServerTranscriber:
             if self.section.route == "transcription":
                 return self.ask_transcription_route(audio)
             best = self.ask(audio, language).choices[0]
-            return Transcription(best.message.content.rpartition(TEXT_MARK)[2], best.finish_reason)
+            return Transcription.of_output(best.message.content, best.finish_reason, self.is_forced)
         except openai.APIStatusError as error:
             return Transcription("", "error", f"HTTP_{error.status_code}: {quoted(error.response.text)}")
         except openai.APITimeoutError:
@@ -163,7 +166,9 @@ class ServerTranscriber:
         return Answer.model_validate_json(raw.content)
 
     def forced(self, messages: list[Any], language: str) -> tuple[list[Any], dict[str, Any]]:
-        """Messages and further fields with which the answer begins after `language NAME<asr_text>`."""
+        """Messages and further fields with which the answer begins after `language NAME<asr_text>`, or with it."""
+        if not self.is_forced:
+            return messages, {}
         variables = {"forced_language": language}
         if self.section.language_forcing == "variable":
             return messages, {"chat_template_kwargs": variables}
@@ -200,9 +205,8 @@ class ServerTranscriber:
             temperature=0.0,
             extra_body=body,
         )
-        return Transcription(
-            TranscriptionAnswer.model_validate_json(raw.content).text.rpartition(TEXT_MARK)[2], "unknown"
-        )
+        text = TranscriptionAnswer.model_validate_json(raw.content).text
+        return Transcription.of_output(text, "unknown", is_forced=True)
 
     def check_prompt(self) -> PromptCheck:
         """Compare the server's prompt with the processor's on made-up audio.
@@ -221,13 +225,14 @@ class ServerTranscriber:
             raise RunFailed(f"{self.endpoint.url} does not take a clip: {reason_of(error)}") from None
         except ValidationError as error:
             raise RunFailed(f"{self.endpoint.url} gives no chat completion: {quoted(one_line(error))}") from None
-        if any(one.choices[0].message.content.startswith("language ") for one in answers):
+        names_language = any(one.choices[0].message.content.startswith("language ") for one in answers)
+        if self.is_forced and names_language:
             raise ValueError(f"the server's answers begin with a language: {WAY_OUT}")
         if self.endpoint.folder is None:
             return PromptCheck("not checked: the model's processor is not on this machine", None)
         from caspi.model.transcribers.prompt_check import check_prompt
 
-        return check_prompt(self.endpoint.folder, clips, answers, self.language.name)
+        return check_prompt(self.endpoint.folder, clips, answers, self.language.name if self.is_forced else None)
 
 
 def made_up_audio(seconds: float) -> np.ndarray:
