@@ -1,8 +1,12 @@
-"""`caspi watch RUN_DIR`: how a training run is doing, while it runs and afterwards. The run's files are only read.
+"""`caspi watch RUN_DIR`: how a training run is doing, while it runs and afterwards.
+
+The run's files are only read; `--page` adds one.
 
 Exit code: 0 healthy, 1 something deserves a look, 2 there is no run.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,13 +18,14 @@ from rich.live import Live
 from caspi.config import Recipe, Watch
 from caspi.ops.bug_report import write_bundle
 from caspi.ops.run_metrics import read_run
-from caspi.ops.run_page import run_page
 from caspi.ops.run_state import ALIVE
 from caspi.ops.run_terminal import one_line, panel, plain_lines
 from caspi.ops.run_view import RunView, look, view_of
 from caspi.records import ExitCode, dump_json, write_atomically
 
 PAGE_FILE = "run.html"
+READER_IS_GONE = 128 + signal.SIGPIPE
+"""Exit code when the pipe is closed, for example by `head`."""
 
 
 def run(recipe: Recipe) -> int:
@@ -36,9 +41,13 @@ def run(recipe: Recipe) -> int:
         view = look(settings.run_dir, settings, time.time())
         print(dump_json(view.model_dump(mode="json"), indent=2))
         return exit_code(view)
-    if settings.once or not sys.stdout.isatty():
+    if sys.stdout.isatty() and not settings.once:
+        return follow_on_terminal(settings, Console())
+    try:
         return follow_in_lines(settings, time.sleep)
-    return follow_on_terminal(settings, Console())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return READER_IS_GONE
 
 
 def exit_code(view: RunView) -> int:
@@ -62,6 +71,8 @@ def write_page(run_dir: Path, settings: Watch) -> Path:
     Raises:
         ValueError: there is no training run, or its files are damaged.
     """
+    from caspi.ops.run_page import run_page  # jinja2 is half of the time to start
+
     files = read_run(run_dir)
     write_atomically(run_dir / PAGE_FILE, run_page(files, view_of(files, settings, time.time())))
     return run_dir / PAGE_FILE

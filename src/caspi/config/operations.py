@@ -78,7 +78,7 @@ class Watch(Section):
     """How a training run is doing, from the files it writes."""
 
     run_dir: tyro.conf.Positional[Path] = Path("qwen3-asr-hebrew-round2")
-    """Output folder of `caspi train`; it is only read."""
+    """Output folder of `caspi train`; only `--page` writes into it."""
     once: bool = False
     """Show it once; without, again and again until the run ends."""
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False

@@ -14,7 +14,7 @@ from typing import Any
 from caspi.config import Watch
 from caspi.ops import provenance
 from caspi.ops.gpus_now import NoGpus, nvidia_smi
-from caspi.ops.redaction import redact
+from caspi.ops.redaction import redact, redact_json
 from caspi.ops.run_metrics import METRICS_FILE, RunFiles, RunRecord
 from caspi.ops.run_state import log_tail
 from caspi.ops.run_terminal import plain_lines
@@ -33,25 +33,32 @@ def write_bundle(target: Path, run: RunFiles, view: RunView, settings: Watch) ->
     """
     if not target.name.endswith((".tar.gz", ".tgz")):
         raise ValueError(f"--bundle {target}: expected a name that ends with .tar.gz")
-    contents = {name: redact(text, os.environ) for name, text in gather(run, view, settings).items()}
+    contents = {name: clean(content) for name, content in gather(run, view, settings).items()}
     folder = target.name.removesuffix(".tgz").removesuffix(".tar.gz")
     write_atomically(target, pack(folder, contents, datetime.fromisoformat(view.time).timestamp()))
     return list(contents)
 
 
-def gather(run: RunFiles, view: RunView, settings: Watch) -> dict[str, str]:
-    """Text by file name, secrets still in it."""
+def clean(content: Any) -> str:
+    """The text of a file without secrets; what is no text becomes JSON."""
+    if isinstance(content, str):
+        return redact(content, os.environ)
+    return dump_json(redact_json(content, os.environ), indent=2) + "\n"
+
+
+def gather(run: RunFiles, view: RunView, settings: Watch) -> dict[str, Any]:
+    """Text or JSON value by file name, secrets still in it."""
     log = log_tail(run.folder)
     return {
         "report.txt": summary(run, view),
         "error.txt": view.error or "training.log does not end with an error\n",
         "training_log_tail.txt": last_lines(log, settings.num_log_lines),
         "metrics_tail.jsonl": metrics_tail(run.folder, settings.num_metrics_lines),
-        "status.json": dump_json(view.model_dump(mode="json"), indent=2) + "\n",
+        "status.json": view.model_dump(mode="json"),
         "nvidia_smi.txt": gpu_state(settings),
-        "versions.json": dump_json(versions(run.record), indent=2) + "\n",
-        "recipe.json": dump_json(run.raw_recipe, indent=2) + "\n",
-        "phase0.json": dump_json(run.record.gate.model_dump(), indent=2) + "\n",
+        "versions.json": versions(run.record),
+        "recipe.json": run.raw_recipe,
+        "phase0.json": run.record.gate.model_dump(),
         "disk.txt": disk_state(run.folder),
     }
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 REDACTED = "[redacted]"
 SECRET_VARIABLE = re.compile(r"(?i)(token|secret|password|passwd|api_?key|access_?key|credential)")
@@ -39,3 +40,19 @@ def redact(text: str, environment: Mapping[str, str]) -> str:
     for pattern, replacement in PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_json(value: Any, environment: Mapping[str, str]) -> Any:
+    """The same for every text in a JSON value, which stays valid JSON; under a secret's name any text goes."""
+    if isinstance(value, str):
+        return redact(value, environment)
+    if isinstance(value, list):
+        return [redact_json(one, environment) for one in value]
+    if isinstance(value, dict):
+        return {
+            redact(key, environment): REDACTED
+            if isinstance(one, str) and one and SECRET_VARIABLE.search(key)
+            else redact_json(one, environment)
+            for key, one in value.items()
+        }
+    return value

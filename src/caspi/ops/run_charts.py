@@ -9,10 +9,12 @@ from markupsafe import Markup
 from caspi.ops.charts import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, escape, svg
 from caspi.ops.run_metrics import Band, Entry
 
-NUM_COLORS = 6
-"""`--line-0` and so on; further lines are dashed."""
+DASHES = ("none", "9 4", "3 3", "9 3 2 3", "14 4", "1 3")
+"""Of the lines in order, so that they differ without colour, and a line under another one is seen."""
+NUM_COLORS = len(DASHES)
+"""`--line-0` and so on."""
 NUM_TICKS = 5
-RIGHT = 10
+RIGHT = 24
 LEGEND_HEIGHT = 22
 TOP_OF_PLOT = TOP + LEGEND_HEIGHT
 MAX_DOTS = 40
@@ -103,7 +105,8 @@ def alert_svg(alert: Entry, frame: Frame) -> str:
 
 def line_svg(line: Series, index: int, frame: Frame, text: Format) -> str:
     points = [(frame.x(step), frame.y(value)) for step, value in line.points]
-    style = f'class="line{index % NUM_COLORS}"' + (' stroke-dasharray="6 4"' if index >= NUM_COLORS else "")
+    look = index % NUM_COLORS
+    style = f'class="line{look}" stroke-dasharray="{DASHES[look]}"'
     parts = [f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" {style}/>']
     if len(points) <= MAX_DOTS:
         parts += [
