@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from caspi.config import Audit, Recipe
@@ -159,6 +161,19 @@ def test_a_model_that_is_not_there_is_one_line_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="download it on a machine with network, or give a folder") as caught:
         build_aligner(recipe("imvladikon/wav2vec2-xls-r-300m-hebrew"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("lost", "loads"), [("wav2vec2.masked_spec_embed", True), ("lm_head.weight", False)])
+def test_only_weights_of_training_may_be_missing(lost: str, loads: bool, untrained: Path, tmp_path: Path) -> None:
+    shutil.copytree(untrained, tmp_path, dirs_exist_ok=True)
+    weights = load_file(untrained / "model.safetensors")
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    if loads:
+        assert build_aligner(recipe(tmp_path)).model_id == str(tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"1 missing: lm_head\.weight"):
+        build_aligner(recipe(tmp_path))
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
