@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,22 @@ def test_a_browser_shows_it_without_running_anything(pages: Path, tmp_path: Path
     assert "Content Security Policy" not in done.stderr
     subprocess.run([*command, f"--screenshot={shot}", address], capture_output=True, timeout=240, check=True)
     assert shot.stat().st_size > 20_000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_the_page_prints_with_its_text(pages: Path, tmp_path: Path) -> None:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    printed = tmp_path / "page.pdf"
+    page = (pages / "a" / "comparison.html").as_uri()
+    options = ["--no-pdf-header-footer", f"--print-to-pdf={printed}"]
+    subprocess.run([*command, *options, page], capture_output=True, timeout=240, check=True)
+    pdf = printed.read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert re.search(rb"/Type ?/Page\b", pdf)
+    assert text_pieces(pdf) > 100, "tables, criteria and examples"
+
+
+def text_pieces(pdf: bytes) -> int:
+    """How often its pages write something."""
+    streams = re.findall(rb"/FlateDecode.{0,80}?>>\s*stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    return sum(len(re.findall(rb"\bT[jJ]\b", zlib.decompress(stream))) for stream in streams)

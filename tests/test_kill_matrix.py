@@ -3,6 +3,7 @@
 `pytest -m slow -s tests/test_kill_matrix.py` prints where the kills fell; docs/results/kill_matrix.md has a run of it.
 """
 
+import json
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ FLAGS = {
 }
 """By number of processes: the same steps of 6 utterances, a checkpoint after each."""
 NUM_KILLS, NUM_KILLS_PER_RUN = 20, 5
+STARTED = "Starting training..."
 SECONDS_TO_FOLLOW = 5.0
 """After one process was killed, until the others are, as the launcher does."""
 
@@ -131,13 +133,12 @@ def test_kills_at_random_moments_end_bit_equal(
     world_size: int, run: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
 ) -> None:
     rng = random.Random(100 * world_size + run)
-    began = time.monotonic()
-    assert wait(start(recipe, tmp_path / "pace", world_size)) == [0] * world_size
-    seconds = time.monotonic() - began
+    seconds = json.loads((finished[world_size] / "run.json").read_text())["train_seconds"]
     output = tmp_path / "killed"
     for number in range(NUM_KILLS_PER_RUN):
         children = start(recipe, output, world_size)
-        time.sleep(rng.uniform(0.1, 0.6) * seconds)
+        wait_for_training(output, number + 1, rng.choice((0, 1, 1, 2, 2, 3)))
+        time.sleep(rng.uniform(0.0, 2.0) * seconds / NUM_STEPS)
         victims = [rng.choice(children)] if rng.random() < 0.5 else children
         for child in victims:
             os.kill(child, signal.SIGKILL)
@@ -145,6 +146,17 @@ def test_kills_at_random_moments_end_bit_equal(
         print(f"\n{world_size} processes, run {run}, kill {number}: {len(victims)} killed, {where(output)}")
     assert wait(start(recipe, output, world_size)) == [0] * world_size
     check_equal(output, finished[world_size])
+
+
+def wait_for_training(output: Path, starts: int, steps: int) -> None:
+    """Until the run has started so many times, and has taken so many steps since."""
+    log = output / "training.log"
+    text = ""
+    while text.count(STARTED) < starts or text.split(STARTED)[-1].count("[Step ") < steps:
+        if "Training completed!" in text:
+            return
+        time.sleep(0.01)
+        text = log.read_text() if log.exists() else ""
 
 
 def finish_off(children: list[int]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from caspi.model.checkpoint import save_asr
 from caspi.model.prompt import forced_prefix
 from caspi.model.tiny import tiny_base
 from caspi.model.tiny_models import build_tiny_asr
+from caspi.model.transcribers.choose import cautions_about
 from caspi.model.transcribers.local import prompt_text
 from caspi.model.transcribers.prompt_check import load_processor
 from caspi.model.transcribers.server import ServerTranscriber
@@ -165,7 +167,25 @@ def test_beams_are_bounded_by_the_audio_and_the_first_choice_counts() -> None:
     (request,) = server.sent
     assert (request.json["use_beam_search"], request.json["n"]) == (True, 5)
     assert request.json["max_tokens"] == 16 + 12 * 2
-    assert result == ("שלום 32000", "stop", None)
+    assert result == ("שלום 32000", "stop", None, None)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "version", "num_beams", "is_warned"),
+    [
+        ("vllm", "0.32.0", 5, True),
+        ("vllm", "0.33.0rc1", 5, False),
+        ("vllm", "0.32.0", 1, False),
+        ("vllm", "1.0.0", 5, False),
+        ("vllm", None, 5, False),
+        ("transformers", None, 5, False),
+    ],
+)
+def test_beams_that_prefer_short_texts_are_warned_of(
+    dialect: str, version: str | None, num_beams: int, is_warned: bool
+) -> None:
+    described = {"dialect": dialect, "server_version": version, "num_beams": num_beams, "prompt_check": "equal"}
+    assert any("shorter texts win" in line for line in cautions_about(described)) == is_warned
 
 
 def test_a_text_that_was_cut_off_is_seen() -> None:
@@ -176,7 +196,7 @@ def test_a_text_that_was_cut_off_is_seen() -> None:
     with recorded_vllm() as server:
         transcriber = transcriber_for(server)
         server.before_answer = truncated
-        assert transcriber.transcribe([noise()]) == [("שלום עולם", "length", None)]
+        assert transcriber.transcribe([noise()]) == [("שלום עולם", "length", None, None)]
 
 
 def test_only_what_follows_the_last_mark_is_the_text() -> None:
@@ -207,6 +227,27 @@ def test_the_language_can_be_forced_by_beginning_the_answer(vllm: RecordedVllm, 
     assert body["messages"][1] == {"role": "assistant", "content": "language Hebrew<asr_text>"}
     assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)
     assert "chat_template_kwargs" not in body
+
+
+def test_a_language_that_is_not_forced_is_counted(
+    tmp_path: Path, vllm: RecordedVllm, checkpoint: Path, manifest: Path
+) -> None:
+    told = json.loads(RECORDED["chat plain"]["body"])["choices"][0]["message"]["content"]
+    assert told == "language Hebrew<asr_text>שלום עולם", "as a real vLLM answers"
+    long = 16_000
+    vllm.text_of = lambda request: told if len(request.samples) > long else told.replace("Hebrew", "English")
+    recipe = recipe_for(tmp_path, manifest, checkpoint, server=vllm.url, language_forcing="none")
+    assert evaluate.run(recipe) == 0
+    predictions = predictions_of(tmp_path)
+    assert {one.hypothesis for one in predictions} == {"שלום עולם"}
+    assert Counter(one.language_tag for one in predictions) == {"English": 4, "Hebrew": 4}
+    (behaviour,) = json.loads((tmp_path / "scores.json").read_text())["behaviour"]
+    assert behaviour["language_accuracy"] == 0.5
+    assert all(
+        request.json.keys().isdisjoint({"chat_template_kwargs", "continue_final_message"}) for request in vllm.sent
+    )
+    with pytest.raises(ValueError, match="the transcription route does not say which language"):
+        transcriber_for(vllm, checkpoint, language_forcing="none", route="transcription")
 
 
 def test_the_language_of_a_test_set_may_differ(tmp_path: Path, vllm: RecordedVllm, checkpoint: Path) -> None:

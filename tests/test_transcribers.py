@@ -110,6 +110,33 @@ def test_the_text_is_what_follows_the_last_mark_up_to_the_first_end(tiny: Tiny) 
     assert read_tokens(processor, ids, ends) == Transcription(" שלום", "stop")
 
 
+@pytest.mark.parametrize(
+    ("written", "text", "language"),
+    [
+        ("language Hebrew<asr_text>שלום", "שלום", "Hebrew"),
+        ("language None<asr_text>", "", "None"),
+        ("language English<asr_text>one<asr_text>two", "two", "English"),
+        ("שלום", "שלום", ""),
+        ("language Hebrew", "language Hebrew", ""),
+        ("נדבר על language Hebrew<asr_text>שלום", "שלום", ""),
+    ],
+)
+def test_a_language_that_is_not_forced_is_read_from_what_the_model_wrote(
+    written: str, text: str, language: str
+) -> None:
+    assert Transcription.of_output(written, "stop", is_forced=False) == (text, "stop", None, language)
+    assert Transcription.of_output(written, "stop", is_forced=True) == (text, "stop", None, None)
+
+
+def test_without_a_language_the_prompt_ends_where_the_model_names_one(tiny: Tiny, clips: list[np.ndarray]) -> None:
+    settings = {"batch_size": 4, "num_beams": 1, "max_new_tokens": 16, "max_batch_seconds": 60.0}
+    transcriber = LocalTranscriber(*tiny, language=None, **settings)  # type: ignore[arg-type]
+    assert transcriber.describe()["prompt"] == prompt_text(tiny[1], "Hebrew").removesuffix("language Hebrew<asr_text>")
+    free, forced = transcriber.transcribe(clips, "Hebrew"), texts(tiny, clips)
+    assert {one.language_tag for one in free} == {""}, "random weights name no language"
+    assert [one.text for one in free] != forced
+
+
 def test_the_prompt_is_the_training_prompt_with_the_language_forced(tiny: Tiny) -> None:
     assert prompt_text(tiny[1], "Hebrew") == (
         "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"

@@ -243,7 +243,7 @@ def clock(check: Check) -> str:
 
 
 def model_ids(recipe: Recipe) -> list[str]:
-    names = [recipe.train.base_model, recipe.compare.round1_model]
+    names = [recipe.train.base_model, recipe.audit.aligner_model, recipe.compare.round1_model]
     return [name for name in dict.fromkeys(names) if is_hub_id(name)]
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 TEXT_MARK = "<asr_text>"
 """In what the model writes, the text comes after this."""
-LANGUAGE_TAG = re.compile(r"language ([^\n<]*)$")
-"""And before it the language."""
+LANGUAGE_TAG = re.compile(rf"language ([^\s<]+){TEXT_MARK}")
+"""And before it, unless it is forced, the language."""
 WAY_OUT = (
     "its chat template lacks `forced_language`; serve a folder written by caspi export, start the server with that "
     "folder's chat template, or give --language-forcing prefill"
@@ -43,11 +43,11 @@ class Transcription(NamedTuple):
         cls, output: str, finish_reason: Literal["stop", "length", "unknown"], is_forced: bool
     ) -> "Transcription":
         """What the model wrote, `language NAME<asr_text>TEXT`; with a forced language, what comes after the mark."""
-        head, mark, text = output.rpartition(TEXT_MARK)
+        text = output.rpartition(TEXT_MARK)[2]
         if is_forced:
             return cls(text, finish_reason)
-        named = LANGUAGE_TAG.search(head) if mark else None
-        return cls(text, finish_reason, language_tag=named[1].strip() if named else "")
+        named = LANGUAGE_TAG.match(output)
+        return cls(text, finish_reason, language_tag=named[1] if named else "")
 
 
 class Transcriber(Protocol):

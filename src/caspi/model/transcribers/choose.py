@@ -1,5 +1,6 @@
 """The transcriber that a configuration asks for; heavy packages are loaded only for the one that is chosen."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from caspi.records import sha256_of_file
 
 WEIGHT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.json", "merges.txt", "*processor_config.json")
 """Files of a checkpoint that decide its texts; a run folder holds logs besides."""
+BEAMS_BY_TEXT_LENGTH = (0, 33)
+"""Version of vLLM since which the score of a beam is divided by the length of its text alone, as transformers does."""
 
 
 @contextmanager
@@ -74,3 +77,15 @@ def cautions_about(transcriber: Mapping[str, Any]) -> Iterator[str]:
         yield "/v1/audio/transcriptions has another prompt than training: these are not the model's error rates"
     elif transcriber.get("prompt_check", "").startswith("not checked"):
         yield f"the server's prompt was {transcriber['prompt_check']}; give --model the folder that is served"
+    if prefers_short_beams(transcriber):
+        yield (
+            "this vLLM divides the score of a beam by the length of prompt and text, so that shorter texts win more "
+            "often than in process: compare only rounds that were decoded the same way"
+        )
+
+
+def prefers_short_beams(transcriber: Mapping[str, Any]) -> bool:
+    """vLLM before `BEAMS_BY_TEXT_LENGTH`, with beams."""
+    version = re.match(r"(\d+)\.(\d+)", transcriber.get("server_version") or "")
+    is_vllm = transcriber.get("dialect") == "vllm" and transcriber["num_beams"] > 1
+    return is_vllm and version is not None and (int(version[1]), int(version[2])) < BEAMS_BY_TEXT_LENGTH
