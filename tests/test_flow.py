@@ -191,8 +191,8 @@ def test_the_full_demo_improves_the_noisy_set_and_repeats_its_reports(tmp_path: 
         report = read(tmp_path / name / "phase0_audit_results/alignment_report.json")
         for key in ("created_utc", "wall_seconds"):
             report["provenance"].pop(key)
-        reports.append((report["low_quality_percentage"], report["detailed_metrics"]))
-        reports[-1] += ((tmp_path / name / "round2_comparison.csv").read_bytes(),)
+        table = (tmp_path / name / "round2_comparison.csv").read_bytes()
+        reports.append((report["low_quality_percentage"], report["detailed_metrics"], table))
     assert reports[0] == reports[1]
     rows = read(tmp_path / "first/comparison.json")["rows"]
     noisy = next(row for row in rows if row["test_set"] == "eval-whatsapp" and row["bucket"] == "all")

@@ -29,7 +29,8 @@ FLAGS = {
     2: ("--eval-steps", "1", "--batch-size", "1", "--gradient-accumulation-steps", "3"),
 }
 """By number of processes: the same steps of 6 utterances, a checkpoint after each."""
-NUM_KILLS, NUM_KILLS_PER_RUN = 20, 5
+NUM_KILLS = 20
+"""At random moments, per number of processes."""
 STARTED = "Starting training..."
 SECONDS_TO_FOLLOW = 5.0
 """After one process was killed, until the others are, as the launcher does."""
@@ -128,24 +129,30 @@ def test_a_kill_at_any_step_and_in_any_part_of_a_save_ends_bit_equal(
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("run", range(NUM_KILLS // NUM_KILLS_PER_RUN))
 def test_kills_at_random_moments_end_bit_equal(
-    world_size: int, run: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
+    world_size: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
 ) -> None:
-    rng = random.Random(100 * world_size + run)
-    seconds = json.loads((finished[world_size] / "run.json").read_text())["train_seconds"]
-    output = tmp_path / "killed"
-    for number in range(NUM_KILLS_PER_RUN):
-        children = start(recipe, output, world_size)
-        wait_for_training(output, number + 1, rng.choice((0, 1, 1, 2, 2, 3)))
-        time.sleep(rng.uniform(0.0, 2.0) * seconds / NUM_STEPS)
-        victims = [rng.choice(children)] if rng.random() < 0.5 else children
-        for child in victims:
-            os.kill(child, signal.SIGKILL)
-        finish_off(children)
-        print(f"\n{world_size} processes, run {run}, kill {number}: {len(victims)} killed, {where(output)}")
-    assert wait(start(recipe, output, world_size)) == [0] * world_size
-    check_equal(output, finished[world_size])
+    """Run after run is killed again and again until it is done all the same, 20 times in all."""
+    rng = random.Random(world_size)
+    seconds_per_step = json.loads((finished[world_size] / "run.json").read_text())["train_seconds"] / NUM_STEPS
+    num_kills, run = 0, 0
+    while num_kills < NUM_KILLS:
+        run += 1
+        output = tmp_path / f"run{run}"
+        for start_number in range(1, NUM_KILLS - num_kills + 1):
+            children = start(recipe, output, world_size)
+            wait_for_training(output, start_number, rng.choice((0, 1, 1, 2)))
+            time.sleep(rng.uniform(0.0, 2.0) * seconds_per_step)
+            victims = [rng.choice(children)] if rng.random() < 0.5 else children
+            for child in victims:
+                os.kill(child, signal.SIGKILL)
+            if finish_off(children) == [0] * world_size:
+                break
+            num_kills += 1
+            print(f"\nKILL {num_kills}: {world_size} processes, run {run}: {len(victims)} killed, {where(output)}")
+        assert wait(start(recipe, output, world_size)) == [0] * world_size
+        check_equal(output, finished[world_size])
+        print(f"\nEQUAL: {world_size} processes, run {run}")
 
 
 def wait_for_training(output: Path, starts: int, steps: int) -> None:
@@ -159,17 +166,21 @@ def wait_for_training(output: Path, starts: int, steps: int) -> None:
         text = log.read_text() if log.exists() else ""
 
 
-def finish_off(children: list[int]) -> None:
-    """Wait for processes whose partner was killed; those that hang are killed, as the launcher does."""
+def finish_off(children: list[int]) -> list[int]:
+    """Wait for processes whose partner was killed; those that hang are killed, as the launcher does. Exit codes."""
     deadline = time.monotonic() + SECONDS_TO_FOLLOW
-    left = set(children)
-    while left:
-        for child in list(left):
-            if os.waitpid(child, os.WNOHANG) != (0, 0):
-                left.discard(child)
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        for child in children:
+            if child in codes:
+                continue
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
             elif time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
+    return [codes[child] for child in children]
 
 
 def where(output: Path) -> str:

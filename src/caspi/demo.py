@@ -227,7 +227,9 @@ def run_step(step: str, recipe: Recipe) -> int:
 
 def finish(recipe: Recipe, answers: Mapping[str, str], watch: StopWatch) -> int:
     from caspi.report import write_index
+    from caspi.watch import write_page
 
+    write_page(recipe.train.output_dir, recipe.watch)
     page = write_index(recipe)
     print("\nAudits with known answers:")
     for audit in recipe.demo.audits:

@@ -31,7 +31,6 @@ def write_index(recipe: Recipe) -> Path:
     state = read_json(recipe.train.output_dir / "trainer_state.json")
     evaluations = unique_steps(entry for entry in state["log_history"] if "eval_wer" in entry)
     rows = [row for row in comparison["rows"] if row["bucket"] == "all"]
-    training_run = read_json(recipe.train.output_dir / "run.json")
     page = environment().get_template("index.html").render(
         style=style(),
         comparison=comparison,
@@ -40,10 +39,10 @@ def write_index(recipe: Recipe) -> Path:
         gate_report=read_json(recipe.train.gate_report),
         audits=[audit_row(folder / "audits" / one.name, one.name, one.defect_fraction) for one in recipe.demo.audits],
         evaluations=evaluations,
-        domains=sorted({key[len(DOMAIN_KEY) :] for entry in evaluations for key in entry if key.startswith(DOMAIN_KEY)}),
+        domains=domains_of(evaluations),
         examples=examples(recipe),
         comparison_svg=comparison_svg(rows),
-        training_svg=training_svg(state["log_history"], evaluations, switch_steps(recipe, state, training_run)),
+        training_svg=training_svg(state["log_history"], evaluations, switch_steps(recipe, state)),
         files=files(recipe, folder),
     )  # fmt: skip
     write_atomically(folder / "index.html", page)
@@ -62,6 +61,10 @@ def read_json(path: Path) -> Any:
 def unique_steps(entries: Any) -> list[dict[str, Any]]:
     """One entry per step, the last one: a resumed run may have evaluated a step twice."""
     return list({entry["step"]: entry for entry in entries}.values())
+
+
+def domains_of(evaluations: list[dict[str, Any]]) -> list[str]:
+    return sorted({key.removeprefix(DOMAIN_KEY) for one in evaluations for key in one if key.startswith(DOMAIN_KEY)})
 
 
 def audit_row(folder: Path, name: str, planted: float) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def examples(recipe: Recipe) -> list[dict[str, str]]:
     ]
 
 
-def switch_steps(recipe: Recipe, state: Mapping[str, Any], training_run: Mapping[str, Any]) -> list[int]:
+def switch_steps(recipe: Recipe, state: Mapping[str, Any]) -> list[int]:
     """Steps at which a later stage begins."""
     steps_per_epoch = state["global_step"] / recipe.train.num_epochs()
     first_epochs = [recipe.train.first_epoch_number(index) - 1 for index in range(1, len(recipe.train.stages))]
@@ -118,6 +121,7 @@ def files(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     named = {
         "Audit report of the training corpus": recipe.train.gate_report,
         "Sign-off": recipe.train.signoff_file,
+        "Training run, as a page": recipe.train.output_dir / "run.html",
         "Training log": recipe.train.output_dir / "training.log",
         "Training metrics": recipe.train.output_dir / "metrics.jsonl",
         "Comparison (page with audio)": recipe.compare.output.with_name("comparison.html"),

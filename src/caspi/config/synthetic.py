@@ -29,7 +29,7 @@ class SyntheticSpeech(Section):
     clean_snr_db: tuple[float, float] = (33.0, 37.0)
     """Speech to noise in `kan_clean`."""
     noisy_snr_db: tuple[float, float] = (8.0, 15.0)
-    """Speech to full-band pink noise in `whatsapp_noisy`, before the codec; inside the telephone band it is 4 dB more."""
+    """Speech to full-band pink noise in `whatsapp_noisy`, before the codec; 4 dB more inside the telephone band."""
     long_tail_snr_db: tuple[float, float] = (20.0, 35.0)
     """Speech to noise in `long_tail`."""
     long_tail_seconds: tuple[float, float] = (21.5, 28.5)

@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
-from torch.distributed.elastic.multiprocessing import SignalException
+import psutil  # type: ignore[import-untyped]  # comes with accelerate
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.run import config_from_args, parse_args
@@ -24,8 +26,8 @@ from torch.distributed.run import config_from_args, parse_args
 from caspi.records import AnswerIsNo, RunFailed, write_json
 
 ERRORS: dict[str, type[Exception]] = {"RunFailed": RunFailed, "AnswerIsNo": AnswerIsNo, "ValueError": ValueError}
-FORWARDED_SIGNALS = "SIGTERM,SIGINT"
-"""Not SIGHUP: a run under nohup outlives its terminal."""
+AGENTS_SIGNALS = "SIGQUIT"
+"""What torchrun's agent handles itself; it must have one. Not SIGHUP: a run under nohup outlives its terminal."""
 SET_PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -58,22 +60,57 @@ def launch(code: str, job: dict[str, Any], num_processes: int, shutdown_seconds:
     with tempfile.TemporaryDirectory(prefix="caspi-launch-") as name:
         folder = Path(name)
         write_json(folder / "job.json", job)
-        config = launch_config(num_processes, shutdown_seconds, folder)
-        stop: SignalException | None = None
+        config = launch_config(num_processes, folder)
         failure: ChildFailedError | None = None
+        with ForwardedSignals(shutdown_seconds) as signals:
+            try:
+                elastic_launch(config, sys.executable)("-c", code, str(folder / "job.json"))
+            except ChildFailedError as error:
+                failure = error
+        return conclude(outcomes_in(folder), signals.first, failure)
+
+
+class ForwardedSignals:
+    """While the block runs, Ctrl+C and SIGTERM go on to the launched processes, which save and end by themselves.
+
+    The agent's own handling would wait for them anew after a second Ctrl+C, and ends with an error in any case.
+    """
+
+    def __init__(self, shutdown_seconds: float) -> None:
+        self.first: signal.Signals | None = None
+        self.timer = threading.Timer(shutdown_seconds, send_to_processes, [signal.SIGKILL])
+        self.timer.daemon = True
+
+    def __enter__(self) -> "ForwardedSignals":
+        self.previous = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = signal.Signals(number)
+            send_to_processes(number)
+            self.timer.start()
+        elif number == signal.SIGINT:
+            send_to_processes(signal.SIGKILL)
+
+
+def send_to_processes(number: int) -> None:
+    """To the launched processes and theirs; each leads a group of its own."""
+    for process in psutil.Process().children():
         try:
-            elastic_launch(config, sys.executable)("-c", code, str(folder / "job.json"))
-        except SignalException as error:
-            stop = error
-            kill_survivors(folder)
-        except ChildFailedError as error:
-            failure = error
-        return conclude(outcomes_in(folder), stop, failure)
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            continue
 
 
-def launch_config(num_processes: int, shutdown_seconds: int, folder: Path) -> LaunchConfig:
+def launch_config(num_processes: int, folder: Path) -> LaunchConfig:
     flags = ["--nproc-per-node", str(num_processes), "--max-restarts", "0", "--log-dir", str(folder / "logs")]
-    flags += ["--shutdown-timeout", str(shutdown_seconds), "--signals-to-handle", FORWARDED_SIGNALS]
+    flags += ["--signals-to-handle", AGENTS_SIGNALS]
     if "PET_NNODES" not in os.environ:
         flags += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", uuid.uuid4().hex]
         flags += ["--local-addr", "localhost"]
@@ -91,7 +128,6 @@ def report(job_file: Path, work: Callable[[dict[str, Any]], int]) -> int:
     """
     die_with_parent()
     rank = os.environ["RANK"]
-    (job_file.parent / f"pid-{rank}").write_text(str(os.getpid()))
     try:
         outcome = Outcome(work(json.loads(job_file.read_text(encoding="utf-8"))))
     except KeyboardInterrupt:
@@ -116,10 +152,12 @@ def outcomes_in(folder: Path) -> dict[int, Outcome]:
     return dict(sorted(found.items()))
 
 
-def conclude(outcomes: dict[int, Outcome], stop: SignalException | None, failure: ChildFailedError | None) -> int:
+def conclude(outcomes: dict[int, Outcome], stop: signal.Signals | None, failure: ChildFailedError | None) -> int:
     for outcome in outcomes.values():
         if outcome.error:
             raise ERRORS[outcome.error](outcome.message)
+    if stop is not None and failure is not None:
+        return 128 + stop
     if failure is not None:
         rank, first = failure.get_first_failure()
         how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else "crashed"
@@ -127,16 +165,4 @@ def conclude(outcomes: dict[int, Outcome], stop: SignalException | None, failure
             f"process {rank} {how} (exit code {first.exitcode}), the others were stopped. The newest checkpoint is "
             "intact; the same command goes on from it"
         )
-    if outcomes:
-        return next(iter(outcomes.values())).exit_code
-    assert stop is not None, "without a signal or a failure every process leaves its outcome"
-    return 128 + stop.sigval
-
-
-def kill_survivors(folder: Path) -> None:
-    """Processes that a second Ctrl+C found still saving."""
-    for path in folder.glob("pid-*"):
-        try:
-            os.killpg(int(path.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    return next(iter(outcomes.values())).exit_code
