@@ -48,9 +48,9 @@ def audit_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """30 utterances: 12 clean, 12 noisy, 6 long; 6 of them with a defect, one of each kind."""
     if not HAS_ESPEAK:
         pytest.skip(WITHOUT_ESPEAK)
-    from caspi.speech.defects import DEFECTS
-    from caspi.speech.synth import Domain
-    from caspi.speech.synth_corpus import plan_audit_corpus, read_truth, write_corpus
+    from caspi.speech.synthetic.defects import DEFECTS
+    from caspi.speech.synthetic.synth import Domain
+    from caspi.speech.synthetic.synth_corpus import plan_audit_corpus, read_truth, write_corpus
 
     shares: dict[Domain, float] = {"kan_clean": 0.4, "whatsapp_noisy": 0.4, "long_tail": 0.2}
     folder = tmp_path_factory.mktemp("audit_corpus")
@@ -63,8 +63,8 @@ def asr_corpus(tmp_path_factory: pytest.TempPathFactory) -> AsrCorpus:
     """32 training and 8 validation utterances of 1 to 4 words, half of them noisy; 6 utterances per test set."""
     if not HAS_ESPEAK:
         pytest.skip(WITHOUT_ESPEAK)
-    from caspi.speech.synth import Domain
-    from caspi.speech.synth_corpus import plan_test_sets, plan_training_corpus, read_truth, write_corpus
+    from caspi.speech.synthetic.synth import Domain
+    from caspi.speech.synthetic.synth_corpus import plan_test_sets, plan_training_corpus, read_truth, write_corpus
 
     folder = tmp_path_factory.mktemp("asr_corpus")
     shares: dict[Domain, float] = {"kan_clean": 0.5, "whatsapp_noisy": 0.5}

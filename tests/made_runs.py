@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from caspi.config import Language, Recipe, Stage, Train
-from caspi.model.checkpoint import save_asr
-from caspi.model.layers import assign_groups
+from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny_models import build_tiny_asr
-from caspi.ops.artifacts import commit
-from caspi.ops.training_record import weights_recipe
+from caspi.model.training.layers import assign_groups
+from caspi.ops.training.artifacts import commit
+from caspi.ops.training.training_record import weights_recipe
 from caspi.records import Utterance, write_json, write_jsonl
-from caspi.speech.audio import write_audio
+from caspi.speech.corpora.audio import write_audio
 
 STAGES = (
     Stage(name="B", num_epochs=1, learning_rates={"projector": 1e-3, "llm_top": 1e-3}),

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from caspi.ops.server import free_port
+from caspi.ops.release.server import free_port
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "data" / "vllm_0.32_answers.json").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ import torch
 from tiny_training import NUM_STEPS, build_inputs, train, train_in_child, weights, weights_hash
 
 from caspi.cli import main
-from caspi.model.adapters import ADAPTER_FILE, Adapters
-from caspi.model.checkpoint import load_asr, save_asr
-from caspi.model.layers import LORA, assign_groups, frozen_attention
+from caspi.model.checkpoints.checkpoint import load_asr, save_asr
 from caspi.model.tiny import build_tiny_asr
-from caspi.model.trainer import StageTrainer
+from caspi.model.training.adapters import ADAPTER_FILE, Adapters
+from caspi.model.training.layers import LORA, assign_groups, frozen_attention
+from caspi.model.training.trainer import StageTrainer
 
 LORA_FLAGS = ("--lora-rank", "4", "--lora-learning-rate", "1e-2")
 ADAPTED = {f"model.language_model.layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}

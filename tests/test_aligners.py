@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from caspi.config import Recipe
 from caspi.model.aligners import BACKENDS, AlignmentItem, FailedToAlign, build_aligner
 from caspi.model.aligners.tts_dtw import warp
+from caspi.speech.alignment.quality import Alignment
 from caspi.speech.augment import add_noise
-from caspi.speech.espeak import speak
-from caspi.speech.quality import Alignment
+from caspi.speech.synthetic.espeak import speak
 
 SENTENCES = [
     (("שלום", "לבן", "ילדה", "רוצה", "מיץ"), "he+f2", 150),

@@ -12,10 +12,10 @@ from caspi.model.aligners import AlignmentItem, FailedToAlign, build_aligner
 from caspi.model.aligners.asr import AsrVerifier
 from caspi.model.tiny import tiny_base
 from caspi.records import read_jsonl
-from caspi.speech.audio import load_audio
-from caspi.speech.quality import Alignment, Pair, measure
-from caspi.speech.synth_corpus import CorpusRow, plan_test_sets, write_corpus
-from caspi.speech.validity import auc
+from caspi.speech.alignment.quality import Alignment, Pair, measure
+from caspi.speech.alignment.validity import auc
+from caspi.speech.corpora.audio import load_audio
+from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_test_sets, write_corpus
 
 WORDS = ("שלום", "לבן", "ילדה")
 

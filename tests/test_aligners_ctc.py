@@ -15,7 +15,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 from caspi.config import Audit, Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign, build_aligner
 from caspi.model.aligners.ctc import WILDCARD, Characters, align_words, best_path, target_columns
-from caspi.speech.quality import Alignment
+from caspi.speech.alignment.quality import Alignment
 
 VOCABULARY = {"[PAD]": 0, "|": 1, "[UNK]": 2, "א": 3, "ב": 4, "ג": 5}
 LETTERS = Characters({"א": 3, "ב": 4, "ג": 5}, blank=0, delimiter=1, special=frozenset({0, 1, 2}))

@@ -20,13 +20,13 @@ from caspi.model.aligners.timestamp_evidence import (
     measure_timestamps,
     monotone_evidence,
 )
-from caspi.model.checkpoint import quiet_transformers
+from caspi.model.checkpoints.checkpoint import quiet_transformers
 from caspi.model.tiny_models import build_tiny_aligner
 from caspi.records import Utterance, read_jsonl, write_jsonl
-from caspi.speech.audio import probe_audio, write_audio
-from caspi.speech.quality import Alignment
-from caspi.speech.synth import Domain
-from caspi.speech.synth_corpus import CorpusRow, plan_audit_corpus, write_corpus
+from caspi.speech.alignment.quality import Alignment
+from caspi.speech.corpora.audio import probe_audio, write_audio
+from caspi.speech.synthetic.synth import Domain
+from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_audit_corpus, write_corpus
 
 WORDS = ("שלום", "לבן", "ילדה", "רוצה", "מיץ", "גשם")
 

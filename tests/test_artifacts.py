@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caspi.ops.artifacts import (
+from caspi.ops.training.artifacts import (
     MARKER,
     checkpoint_folders,
     commit,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from caspi.speech import mp3
-from caspi.speech.audio import SAMPLE_RATE_HZ, AudioError, load_audio, probe_audio, write_audio
+from caspi.speech.corpora import mp3
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, AudioError, load_audio, probe_audio, write_audio
 
 
 def noise(num_frames: int, seed: int = 0, num_channels: int = 1) -> np.ndarray:

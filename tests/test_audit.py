@@ -14,9 +14,9 @@ import pytest
 from caspi import audit
 from caspi.config import Audit, Calibration, Recipe
 from caspi.records import Utterance, read_manifest, sha256_of_file, write_jsonl
-from caspi.speech.audio import probe_audio, write_audio
-from caspi.speech.synth import Domain
-from caspi.speech.synth_corpus import CorpusRow, plan_audit_corpus, read_truth, write_corpus
+from caspi.speech.corpora.audio import probe_audio, write_audio
+from caspi.speech.synthetic.synth import Domain
+from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_audit_corpus, read_truth, write_corpus
 
 FEW_CONTROLS = Calibration(num_control_utterances=24, num_dose_utterances=8, num_self_test_sentences=4)
 NO_CONTROLS = Calibration(num_control_utterances=0, num_dose_utterances=0, num_self_test_sentences=0)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from caspi.config import Augmentation
-from caspi.model.augmentation import Augmenter, change_speed, last_words
-from caspi.model.batch import Encoder, Example, StepCollator, Utterances, check_supervision
-from caspi.model.sampler import Plan, make_pools
 from caspi.model.tiny import build_tiny_asr
+from caspi.model.training.augmentation import Augmenter, change_speed, last_words
+from caspi.model.training.batch import Encoder, Example, StepCollator, Utterances, check_supervision
+from caspi.model.training.sampler import Plan, make_pools
 from caspi.records import Utterance
-from caspi.speech.audio import write_audio
+from caspi.speech.corpora.audio import write_audio
 
 ENCODER = Encoder(build_tiny_asr()[1], "Hebrew")
 EVERYTHING = Augmentation(

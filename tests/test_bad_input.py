@@ -83,7 +83,7 @@ def test_bad_audio_is_quarantined_with_its_reason_and_the_rest_goes_on(kind: str
 
 
 def test_stereo_at_44_khz_is_read_as_mono_16_khz(tmp_path: Path) -> None:
-    from caspi.speech.audio import load_audio
+    from caspi.speech.corpora.audio import load_audio
 
     write_stereo(tmp_path / "good.wav")
     assert prepare(tmp_path, [row("good")]).returncode == 0

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from caspi.model.batch import IGNORED, Encoder, StepCollator, Utterances, check_supervision
-from caspi.model.memory import split_batch
 from caspi.model.tiny import build_tiny_asr
+from caspi.model.training.batch import IGNORED, Encoder, StepCollator, Utterances, check_supervision
+from caspi.model.training.memory import split_batch
 from caspi.records import Rejected, RunFailed, Utterance
-from caspi.speech.audio import write_audio
+from caspi.speech.corpora.audio import write_audio
 
 TEXTS = ["שלום עולם", "בוקר טוב, ילד", "אור", 'צה"ל בית־ספר', "לילה"]
 NUM_SAMPLES = [32_000, 20_000, 8_000, 47_777, 3_000]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caspi.cli import main
-from caspi.ops.redaction import REDACTED, redact
+from caspi.ops.watching.redaction import REDACTED, redact
 
 REAL_RUN = Path(__file__).parent / "data" / "watch_run"
 HF_TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"

@@ -7,9 +7,16 @@ import pytest
 from scipy.stats import norm
 
 from caspi.config import Audit
-from caspi.ops.decision import Evidence, decide
-from caspi.speech.calibration import Measured, fit_logistic, fit_thresholds, fold_of, judge, matched_probability
-from caspi.speech.controls import (
+from caspi.ops.audit.decision import Evidence, decide
+from caspi.speech.alignment.calibration import (
+    Measured,
+    fit_logistic,
+    fit_thresholds,
+    fold_of,
+    judge,
+    matched_probability,
+)
+from caspi.speech.alignment.controls import (
     DECOY,
     DEFECTS,
     DISTORTIONS,
@@ -22,8 +29,8 @@ from caspi.speech.controls import (
     plan_doses,
     plan_pairs,
 )
-from caspi.speech.quality import Alignment, Pair
-from caspi.speech.validity import Validity, assess, auc, bootstrap_auc
+from caspi.speech.alignment.quality import Alignment, Pair
+from caspi.speech.alignment.validity import Validity, assess, auc, bootstrap_auc
 
 SETTINGS = Audit()
 NUM_WORDS = 8

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
 
-from caspi.model.checkpoint import end_token_ids, forced_prefix, load_aligner, load_asr, save_asr
-from caspi.model.original_layout import config_from_original, processor_parts
+from caspi.model.checkpoints.checkpoint import end_token_ids, forced_prefix, load_aligner, load_asr, save_asr
+from caspi.model.checkpoints.original_layout import config_from_original, processor_parts
 from caspi.model.tiny import build_tiny_aligner, build_tiny_asr
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets" / "qwen3-asr"

@@ -221,7 +221,7 @@ def test_an_unfinished_evaluation_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_models_are_evaluated_first_on_the_test_sets_of_the_recipe(tmp_path: Path, asr_corpus: Any) -> None:
-    from caspi.model.checkpoint import save_asr
+    from caspi.model.checkpoints.checkpoint import save_asr
     from caspi.model.tiny import build_tiny_asr
 
     for seed in (0, 1):

@@ -18,9 +18,9 @@ import soundfile
 from caspi import compare
 from caspi.config import Compare, Gate, Recipe
 from caspi.records import Clip, Prediction, sha256_of_file, write_json, write_jsonl
-from caspi.speech.audio import write_audio
-from caspi.speech.examples import diff_words
-from caspi.speech.ogg import checksum, opus_bytes
+from caspi.speech.corpora.audio import write_audio
+from caspi.speech.corpora.ogg import checksum, opus_bytes
+from caspi.speech.scoring.examples import diff_words
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>document.title='owned'</script>"

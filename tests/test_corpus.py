@@ -12,8 +12,8 @@ import soundfile
 
 from caspi.config import Prepare
 from caspi.records import Rejected
-from caspi.speech import tables
-from caspi.speech.corpus import RawItem, Source, open_sources
+from caspi.speech.corpora import tables
+from caspi.speech.corpora.corpus import RawItem, Source, open_sources
 
 
 def flac(seed: int = 0) -> bytes:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caspi.speech.espeak import pronounce, speak
-from caspi.speech.synth import lexicon
+from caspi.speech.synthetic.espeak import pronounce, speak
+from caspi.speech.synthetic.synth import lexicon
 
 espeakng_loader = pytest.importorskip("espeakng_loader")
 pytestmark = pytest.mark.espeak

@@ -10,11 +10,11 @@ import pytest
 
 from caspi import evaluate
 from caspi.config import Evaluate, Recipe
-from caspi.model.checkpoint import save_asr
+from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny import build_tiny_asr
 from caspi.model.transcribers import Transcription
 from caspi.records import Clip, Prediction, Utterance, read_jsonl, write_jsonl
-from caspi.speech.audio import write_audio
+from caspi.speech.corpora.audio import write_audio
 
 WORDS = ("שלום", "ילד", "בית", "ספר", "חלון", "שמש")
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from caspi import cli
 from caspi.config import Export, Recipe
 from caspi.export import retry_command, run
-from caspi.model.averaging import load_average, weighted_mean
-from caspi.model.checkpoint import load_asr, save_asr
+from caspi.model.checkpoints.averaging import load_average, weighted_mean
+from caspi.model.checkpoints.checkpoint import load_asr, save_asr
 from caspi.model.tiny_models import build_tiny_asr
-from caspi.ops.artifacts import commit, read_marker
-from caspi.ops.evaluations import rank_checkpoints
+from caspi.ops.training.artifacts import commit, read_marker
+from caspi.ops.training.evaluations import rank_checkpoints
 from caspi.records import RunFailed, sha256_of_file, write_json
 
 ASSETS = Path("/work/shared/assets/qwen3-asr")
@@ -412,8 +412,8 @@ def test_the_published_files_are_written_back_as_they_were(tmp_path: Path) -> No
         pytest.skip(f"the published configuration is not at {ASSETS}")
     from transformers import Qwen2Tokenizer
 
-    from caspi.model.export_layouts import original_config, save_tokenizer_files, token_ids
-    from caspi.model.original_layout import config_from_original
+    from caspi.model.checkpoints.export_layouts import original_config, save_tokenizer_files, token_ids
+    from caspi.model.checkpoints.original_layout import config_from_original
 
     class Processor:
         tokenizer = Qwen2Tokenizer.from_pretrained(ASSETS)
@@ -450,7 +450,7 @@ def test_the_ranking_is_that_of_the_guides_command(made: Path) -> None:
 
 
 def test_logits_of_a_clip_are_finite_and_as_long_as_prompt_and_text(made: Path) -> None:
-    from caspi.model.weight_proof import clip_logits
+    from caspi.model.checkpoints.weight_proof import clip_logits
 
     model, processor = load_asr(made / "checkpoint-200")
     clip = np.full(16_000, 0.01, dtype=np.float32)

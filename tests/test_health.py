@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from caspi.config import Health
-from caspi.ops.health import RULES, HealthMonitor, Watch, find_alerts
+from caspi.ops.training.health import RULES, HealthMonitor, Watch, find_alerts
 
 LIMITS = Health(expected_samples_per_second=6.0)
 SWITCH = 1000

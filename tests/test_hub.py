@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from caspi.ops.hub import plan_upload, secrets_in
+from caspi.ops.release.hub import plan_upload, secrets_in
 
 ASSETS = Path("/work/shared/assets/qwen3-asr")
 UPLOAD = """
 import sys
 from pathlib import Path
-from caspi.ops.hub import upload
+from caspi.ops.release.hub import upload
 public = sys.argv[2] == "public"
 commit = upload(Path(sys.argv[1]), "someone/model", public=public, message="m", attempts=3, wait_seconds=0.01)
 print(commit.oid)

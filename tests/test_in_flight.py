@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from caspi.ops.in_flight import results_as_completed
+from caspi.ops.comparison.in_flight import results_as_completed
 
 
 def test_never_more_than_the_bound_are_worked_on_and_every_result_comes() -> None:

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import NUM_STEPS, build_inputs, fork, fork_two, train_in_child, train_in_children, weights_hash
 
-from caspi.model.optimizer import OPTIMIZER_FILE
-from caspi.model.trainer import StageTrainer
-from caspi.ops import training_record
-from caspi.ops.training_record import CheckpointKeeper
+from caspi.model.training.optimizer import OPTIMIZER_FILE
+from caspi.model.training.trainer import StageTrainer
+from caspi.ops.training import training_record
+from caspi.ops.training.training_record import CheckpointKeeper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from caspi.model.layers import (
+from caspi.model.tiny import build_tiny_asr
+from caspi.model.training.layers import (
     GROUPS,
     assign_groups,
     check_closed,
@@ -16,7 +17,6 @@ from caspi.model.layers import (
     is_head_tied,
     train_only,
 )
-from caspi.model.tiny import build_tiny_asr
 
 NUM_LLM_LAYERS = NUM_AUDIO_LAYERS = 3
 
@@ -80,7 +80,7 @@ def test_more_or_fewer_layers_than_the_model_has_are_refused(model: Any, llm: in
 
 
 def test_an_empty_group_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caspi.model.layers.PROJECTOR", "model.renamed_projector.")
+    monkeypatch.setattr("caspi.model.training.layers.PROJECTOR", "model.renamed_projector.")
     with pytest.raises(ValueError, match="projector is empty"):
         assign_groups(model, 1, 1)
 

@@ -4,8 +4,8 @@ import pytest
 
 from caspi.config import Evaluate
 from caspi.records import Clip, Prediction, Utterance, write_jsonl
-from caspi.speech.leakage import KnownClip, find_leaks, leakage_report, leakage_summary
-from caspi.speech.overlap import seen_ngrams
+from caspi.speech.corpora.leakage import KnownClip, find_leaks, leakage_report, leakage_summary
+from caspi.speech.corpora.overlap import seen_ngrams
 
 LONG_TEXT = "היום מזג האוויר נאה מאוד"
 

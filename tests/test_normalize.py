@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from caspi.speech.score import normalize
+from caspi.speech.scoring.score import normalize
 
 TABLE = [
     ("niqqud", "שָׁלוֹם עוֹלָם", "שלום עולם", "שלום עולם"),
@@ -60,7 +60,7 @@ def test_an_unknown_profile_is_refused_by_name() -> None:
 
 def test_normalising_loads_transformers_but_not_torch() -> None:
     code = (
-        "import sys; from caspi.speech.score import normalize; assert 'transformers' not in sys.modules; "
+        "import sys; from caspi.speech.scoring.score import normalize; assert 'transformers' not in sys.modules; "
         "normalize('כן', 'he'); assert 'transformers' not in sys.modules; "
         "normalize('כן', 'ivrit'); assert 'torch' not in sys.modules"
     )

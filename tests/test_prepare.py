@@ -18,8 +18,8 @@ import soundfile
 from caspi.cli import main
 from caspi.ops.progress import clock, progress_text, track
 from caspi.records import Rejected, read_jsonl, read_manifest
-from caspi.speech.audio import AudioError
-from caspi.speech.clips import ClipFacts, FileJob, Finding, Stretch, inspect_file, inspect_files
+from caspi.speech.corpora.audio import AudioError
+from caspi.speech.corpora.clips import ClipFacts, FileJob, Finding, Stretch, inspect_file, inspect_files
 
 
 def tone(seconds: float, rate_hz: int = 16_000) -> np.ndarray:

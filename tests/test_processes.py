@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_training import build_inputs, train_in_child, train_in_children, weights, weights_hash
 
-from caspi.model.trainer import StageTrainer
+from caspi.model.training.trainer import StageTrainer
 
 SAME_STEP = ("--batch-size", "1", "--gradient-accumulation-steps", "3")
 """6 utterances per step on two processes, as on one by default."""
@@ -89,7 +89,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(recipe: Path, finish
 
 def unfreeze_after_wrapping(rank: int) -> None:
     """The classic mistake: a layer begins to train inside a DDP wrapper that does not know it."""
-    from caspi.model.flow import StageFlow
+    from caspi.model.training.flow import StageFlow
 
     original = StageFlow.on_train_begin
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caspi.config import QualityThresholds
-from caspi.speech.quality import Alignment, Pair, length_mismatch, measure, plausible_words, quality_reasons
+from caspi.speech.alignment.quality import Alignment, Pair, length_mismatch, measure, plausible_words, quality_reasons
 
 LIMITS = QualityThresholds()
 Spans = list[tuple[float, float] | None]

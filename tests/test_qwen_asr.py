@@ -14,12 +14,12 @@ from made_runs import make_run
 
 from caspi.config import Export, Recipe
 from caspi.export import run
-from caspi.model.checkpoint import load_asr
-from caspi.model.export_layouts import save_layout
+from caspi.model.checkpoints.checkpoint import load_asr
+from caspi.model.checkpoints.export_layouts import save_layout
 from caspi.model.tiny import tiny_base
 from caspi.model.transcribers.local import transcribe
-from caspi.speech.audio import load_audio, write_audio
-from caspi.speech.synth import lexicon
+from caspi.speech.corpora.audio import load_audio, write_audio
+from caspi.speech.synthetic.synth import lexicon
 
 PACKAGES = ("qwen-asr==0.0.6", "transformers==4.57.6")
 WHEELS = Path("/opt/wheels")
@@ -94,7 +94,7 @@ def export_base(folder: Path) -> tuple[Path, list[Path]]:
     """The checkpoint that ships, and Hebrew speech that it transcribes."""
     if not tiny_base().is_dir():
         pytest.skip("the tiny base checkpoint does not ship yet")
-    speak = pytest.importorskip("caspi.speech.espeak").speak
+    speak = pytest.importorskip("caspi.speech.synthetic.espeak").speak
     model, processor = load_asr(tiny_base())
     options = {"language": "Hebrew", "max_shard_size": "5GB"}
     save_layout("original", model, processor, folder / "out" / "original", **options)

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import NUM_STEPS, STEPS_PER_EPOCH, build_inputs, train_in_child, weights_hash
 
-from caspi.model.optimizer import OPTIMIZER_FILE
-from caspi.model.trainer import StageTrainer
-from caspi.ops import training_record
-from caspi.ops.training_record import CheckpointKeeper
+from caspi.model.training.optimizer import OPTIMIZER_FILE
+from caspi.model.training.trainer import StageTrainer
+from caspi.ops.training import training_record
+from caspi.ops.training.training_record import CheckpointKeeper
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from made_runs import make_run
 
 from caspi import cli, rollback
 from caspi.config import Recipe, Rollback
-from caspi.ops import archive as archive_module
-from caspi.ops.archive import write_archive
-from caspi.ops.evaluations import evaluations
-from caspi.ops.registry import read_events, served_now
-from caspi.ops.server import server_command
+from caspi.ops.release import archive as archive_module
+from caspi.ops.release.archive import write_archive
+from caspi.ops.release.registry import read_events, served_now
+from caspi.ops.release.server import server_command
+from caspi.ops.training.evaluations import evaluations
 from caspi.records import RunFailed
 from caspi.rollback import run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from caspi.cli import main
-from caspi.ops.run_charts import round_ticks
+from caspi.ops.watching.run_charts import round_ticks
 
 REAL_RUN = Path(__file__).parent / "data" / "watch_run"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

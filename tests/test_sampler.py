@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from caspi.model.sampler import Plan, StepSampler, generator, micro_batches
+from caspi.model.training.sampler import Plan, StepSampler, generator, micro_batches
 
 
 def test_an_epoch_takes_every_utterance_exactly_once() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caspi.config import Estimation
-from caspi.speech.sampling import (
+from caspi.speech.alignment.sampling import (
     Stratum,
     clopper_pearson,
     design_effect,

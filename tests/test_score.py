@@ -9,9 +9,9 @@ from sclite_pair import sclite_pair
 
 from caspi.config import Evaluate
 from caspi.records import Prediction
-from caspi.speech.predictions import Timing
-from caspi.speech.score import ErrorCounts, cer, count_character_errors, count_word_errors, pool, wer
-from caspi.speech.scoreboard import averages_of, benchmark_csv, bucket_of, has_loop, scores_of
+from caspi.speech.scoring.predictions import Timing
+from caspi.speech.scoring.score import ErrorCounts, cer, count_character_errors, count_word_errors, pool, wer
+from caspi.speech.scoring.scoreboard import averages_of, benchmark_csv, bucket_of, has_loop, scores_of
 
 RECORDED_SCLITE = (ErrorCounts(3057, 251, 76, 134), ErrorCounts(3166, 161, 57, 120))
 """Corr, Sub, Del, Ins of sclite 2.10 (Debian sctk 2.4.10) on `sclite_pair`."""

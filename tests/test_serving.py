@@ -18,7 +18,7 @@ from model_servers import RECORDED, Handler, RecordedVllm, Request, recorded_vll
 
 from caspi import cli, evaluate
 from caspi.config import Evaluate, Language, Recipe
-from caspi.model.checkpoint import save_asr
+from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.prompt import forced_prefix
 from caspi.model.tiny import tiny_base
 from caspi.model.tiny_models import build_tiny_asr
@@ -27,8 +27,8 @@ from caspi.model.transcribers.local import prompt_text
 from caspi.model.transcribers.prompt_check import load_processor
 from caspi.model.transcribers.server import ServerTranscriber
 from caspi.records import Prediction, RunFailed, Utterance, read_jsonl, write_jsonl
-from caspi.speech.audio import write_audio
-from caspi.speech.score import wer
+from caspi.speech.corpora.audio import write_audio
+from caspi.speech.scoring.score import wer
 
 NUM_CLIPS = 8
 FAST = {"num_concurrent": 3, "timeout_seconds": 60.0, "max_retries": 0}
@@ -553,7 +553,7 @@ def test_with_a_gpu_the_server_is_started_used_and_stopped(
 def test_a_server_of_ours_does_not_outlive_an_evaluation_that_is_killed(tmp_path: Path, serve_command: str) -> None:
     program = tmp_path / "owner.py"
     program.write_text(
-        "import sys, time\nfrom pathlib import Path\nfrom caspi.ops.server import *\n"
+        "import sys, time\nfrom pathlib import Path\nfrom caspi.ops.release.server import *\n"
         "port = free_port(); command = server_command(sys.argv[1], 'm', port)\n"
         "with running_server(command, port, Path(sys.argv[2]), 60): time.sleep(600)\n"
     )

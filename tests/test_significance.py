@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 from sclite_pair import sclite_pair
 
-from caspi.speech.significance import (
+from caspi.speech.scoring.significance import (
     Blocks,
     Interval,
     bootstrap,

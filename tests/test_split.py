@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from caspi.records import Utterance
-from caspi.speech.split import Split, fixed_subset, split_utterances
+from caspi.speech.corpora.split import Split, fixed_subset, split_utterances
 
 
 def utterance(number: int, **changes: Any) -> Utterance:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny_training import NUM_STEPS, build_inputs, train, train_in_child, train_in_children, weights, weights_hash
 
-from caspi.model.batch import Encoder, MicroBatch
-from caspi.model.trainer import StageTrainer
-from caspi.ops import hub
-from caspi.ops.artifacts import read_marker
-from caspi.ops.final_upload import upload_final
-from caspi.ops.run_lock import only_run_in
+from caspi.model.training.batch import Encoder, MicroBatch
+from caspi.model.training.trainer import StageTrainer
+from caspi.ops.release import hub
+from caspi.ops.training.artifacts import read_marker
+from caspi.ops.training.final_upload import upload_final
+from caspi.ops.training.run_lock import only_run_in
 
 LAST = f"checkpoint-{NUM_STEPS}"
 
@@ -232,7 +232,7 @@ def test_loader_workers_change_nothing(recipe: Path, finished: Path, tmp_path: P
 def test_one_folder_takes_one_run_at_a_time(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys, pathlib; from caspi.ops.run_lock import only_run_in\n"
+    code = "import sys, pathlib; from caspi.ops.training.run_lock import only_run_in\n"
     code += "with only_run_in(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -17,11 +17,11 @@ from conftest import AsrCorpus, Corpus
 from scipy.signal import welch
 
 from caspi.config import Language, SyntheticSpeech
-from caspi.speech.audio import AudioError, load_audio, probe_audio
-from caspi.speech.defects import AUDIBLE_DEFECTS, DEFECTS, plant_defects, render_planned
-from caspi.speech.normalize_he import normalize_he
-from caspi.speech.synth import Defect, Domain, UtterancePlan, draw_sentence, lexicon, render, side_of
-from caspi.speech.synth_corpus import (
+from caspi.speech.corpora.audio import AudioError, load_audio, probe_audio
+from caspi.speech.scoring.normalize_he import normalize_he
+from caspi.speech.synthetic.defects import AUDIBLE_DEFECTS, DEFECTS, plant_defects, render_planned
+from caspi.speech.synthetic.synth import Defect, Domain, UtterancePlan, draw_sentence, lexicon, render, side_of
+from caspi.speech.synthetic.synth_corpus import (
     DOMAINS,
     apportion,
     plan_audit_corpus,
@@ -296,8 +296,8 @@ def test_other_processes_and_numbers_of_processes_write_the_same_bytes(tmp_path:
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from caspi.speech.defects import DEFECTS\n"
-        "from caspi.speech.synth_corpus import plan_audit_corpus, write_corpus\n"
+        "from caspi.speech.synthetic.defects import DEFECTS\n"
+        "from caspi.speech.synthetic.synth_corpus import plan_audit_corpus, write_corpus\n"
         "if __name__ == '__main__':\n"
         "    shares = {'kan_clean': 0.8, 'whatsapp_noisy': 0.18, 'long_tail': 0.02}\n"
         "    plans = plan_audit_corpus(50, 0.3, 8, domain_shares=shares, kinds=DEFECTS)\n"

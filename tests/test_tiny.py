@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from caspi.config import Language, SyntheticSpeech, TinyBase
-from caspi.model.batch import Encoder
-from caspi.model.checkpoint import load_asr
+from caspi.model.checkpoints.checkpoint import load_asr
 from caspi.model.tiny import (
     BUILD_FILE,
     build_tiny_aligner,
@@ -22,8 +21,9 @@ from caspi.model.tiny import (
     word_error_rate,
 )
 from caspi.model.tiny_models import NUM_KNOWN_WORDS, PLAIN_TOKENS, SPECIAL_TOKENS
-from caspi.speech.synth import lexicon
-from caspi.speech.synth_corpus import plan_test_sets
+from caspi.model.training.batch import Encoder
+from caspi.speech.synthetic.synth import lexicon
+from caspi.speech.synthetic.synth_corpus import plan_test_sets
 
 HEBREW, SPEECH = Language(), SyntheticSpeech()
 SHORT = TinyBase(num_utterances=48, batch_size=4, num_encoder_steps=10, num_steps=10, warmup_steps=2)

@@ -11,7 +11,7 @@ import pytest
 from tiny_training import build_inputs, train_in_child
 
 from caspi import train
-from caspi.ops.tracking import MetricsFile, WandbPlan, WeightsAndBiases, plan_wandb
+from caspi.ops.training.tracking import MetricsFile, WandbPlan, WeightsAndBiases, plan_wandb
 
 KEY = {"WANDB_API_KEY": "0" * 40}
 UNREACHABLE = {"WANDB_BASE_URL": "http://127.0.0.1:9"}

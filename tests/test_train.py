@@ -17,7 +17,7 @@ from tiny_training import (
     weights_hash,
 )
 
-from caspi.model.trainer import StageTrainer
+from caspi.model.training.trainer import StageTrainer
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_nan_stops_the_run_before_the_weights_change(recipe: Path, finished: P
 
 
 def supervise_the_prompt() -> None:
-    from caspi.model.batch import Encoder, MicroBatch
+    from caspi.model.training.batch import Encoder, MicroBatch
 
     original = Encoder.batch
 

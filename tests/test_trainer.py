@@ -11,11 +11,11 @@ from tiny_training import NUM_STEPS, STEPS_PER_EPOCH, build_inputs
 from torch.nn.functional import cross_entropy
 
 from caspi.config import Recipe, Stage, Train, load_recipe
-from caspi.model.batch import Example, StepBatch
-from caspi.model.build import build_run, check_data, load_data, open_quarantine
-from caspi.model.optimizer import build_optimizer, load_optimizer, named_parameters, save_optimizer
-from caspi.model.stages import LearningRates, span_at, stage_spans
-from caspi.model.trainer import StageTrainer
+from caspi.model.training.batch import Example, StepBatch
+from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
+from caspi.model.training.optimizer import build_optimizer, load_optimizer, named_parameters, save_optimizer
+from caspi.model.training.stages import LearningRates, span_at, stage_spans
+from caspi.model.training.trainer import StageTrainer
 
 GROUPS_B = ("projector", "llm_top", "lm_head")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from caspi.speech.alignment.vad import estimate_snr_db, runs, speech_mask
 from caspi.speech.augment import add_noise, telephone_band
-from caspi.speech.espeak import speak
-from caspi.speech.vad import estimate_snr_db, runs, speech_mask
+from caspi.speech.synthetic.espeak import speak
 
 pytest.importorskip("espeakng_loader", reason="needs the espeak engine (extra demo)")
 

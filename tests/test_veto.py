@@ -3,8 +3,8 @@ import pytest
 
 from caspi.config import Compare
 from caspi.records import ComparedControl, Prediction
-from caspi.speech.behaviour import Behaviour, behaviour_of, worsened
-from caspi.speech.veto import compare_controls
+from caspi.speech.scoring.behaviour import Behaviour, behaviour_of, worsened
+from caspi.speech.scoring.veto import compare_controls
 
 WORDS = 10
 

@@ -10,7 +10,7 @@ from vllm_environment import VLLM_VERSION, vllm_program
 
 from caspi import cli
 from caspi.model.tiny import tiny_base
-from caspi.ops.server import free_port, running_server, server_command
+from caspi.ops.release.server import free_port, running_server, server_command
 from caspi.records import Prediction, read_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.espeak, pytest.mark.timeout(1800)]

@@ -19,9 +19,9 @@ from rich.console import Console
 from caspi import watch
 from caspi.cli import main
 from caspi.config import Watch
-from caspi.ops.gpus_now import NoGpus, parse_gpus, read_gpus
-from caspi.ops.run_metrics import read_metrics
-from caspi.ops.run_view import RunView, look
+from caspi.ops.watching.gpus_now import NoGpus, parse_gpus, read_gpus
+from caspi.ops.watching.run_metrics import read_metrics
+from caspi.ops.watching.run_view import RunView, look
 from caspi.records import write_json
 
 REAL_RUN = Path(__file__).parent / "data" / "watch_run"
@@ -32,7 +32,7 @@ STAGES = [{"name": "B", "num_epochs": 2}, {"name": "A", "num_epochs": 3}]
 LIVING_RUN = """
 import json, sys, time
 from pathlib import Path
-from caspi.ops.run_lock import only_run_in
+from caspi.ops.training.run_lock import only_run_in
 folder = Path(sys.argv[1])
 with only_run_in(folder):
     now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())

@@ -2,8 +2,8 @@ import pytest
 
 from caspi.config import Compare
 from caspi.records import Prediction
-from caspi.speech.score import normalize
-from caspi.speech.word_classes import classified_words, compare_word_classes, wrong_words
+from caspi.speech.scoring.score import normalize
+from caspi.speech.scoring.word_classes import classified_words, compare_word_classes, wrong_words
 
 SECTION = Compare(num_bootstrap_draws=500, num_permutations=200)
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 import caspi.train  # noqa: F401  # once here instead of in every fork
 from caspi.cli import main
-from caspi.model.checkpoint import save_asr
+from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny import build_tiny_asr
 from caspi.records import Utterance, sha256_of_file, write_jsonl
-from caspi.speech.audio import write_audio
+from caspi.speech.corpora.audio import write_audio
 
 WORDS = ["שלום", "בוקר", "טוב", "ילד", "ילדה", "בית", "ספר", "מים", "לחם", "חלב"]
 NUM_TRAINING, NUM_EVALUATION = 22, 4

@@ -21,17 +21,25 @@ from caspi.config import Audit, Recipe
 from caspi.model.aligners import Aligner, build_aligner
 from caspi.model.aligners.battery import Outcome, Task, run_tasks
 from caspi.model.aligners.self_test import self_test
-from caspi.ops.alignment_report import SCHEMA_VERSION, console_block, log_to_wandb, recommendation
-from caspi.ops.decision import Evidence, Verdict, decide
+from caspi.ops.audit.alignment_report import SCHEMA_VERSION, console_block, log_to_wandb, recommendation
+from caspi.ops.audit.decision import Evidence, Verdict, decide
 from caspi.records import ExitCode, Utterance, dump_json, read_manifest, sha256_of_file, write_atomically, write_jsonl
-from caspi.speech import findings as found
-from caspi.speech.calibration import Judgement, Measured, Thresholds, control_scores, fit_thresholds, fold_of, judge
-from caspi.speech.controls import DECOY, ORIGINAL, Transcript, plan_pairs
-from caspi.speech.estimate import ROUND_DIGITS, estimate_population, rounded
-from caspi.speech.findings import Finding
-from caspi.speech.sampling import Sample, draw_sample
+from caspi.speech.alignment import findings as found
+from caspi.speech.alignment.calibration import (
+    Judgement,
+    Measured,
+    Thresholds,
+    control_scores,
+    fit_thresholds,
+    fold_of,
+    judge,
+)
+from caspi.speech.alignment.controls import DECOY, ORIGINAL, Transcript, plan_pairs
+from caspi.speech.alignment.estimate import ROUND_DIGITS, estimate_population, rounded
+from caspi.speech.alignment.findings import Finding
+from caspi.speech.alignment.sampling import Sample, draw_sample
+from caspi.speech.alignment.validity import Validity, assess
 from caspi.speech.text import alignment_words, num_letters
-from caspi.speech.validity import Validity, assess
 
 EXIT_CODES = {"PROCEED": ExitCode.DONE, "CAUTION": ExitCode.DONE, "STOP": ExitCode.NO}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caspi.config import Recipe
-from caspi.ops.comparison_page import comparison_page
-from caspi.ops.comparison_tables import comparison_csv, controls_table, criteria_table, table, words_table
-from caspi.ops.criteria import TrainingEvidence, judge, read_object, read_training_evidence
-from caspi.ops.ledger import build_ledger, claims_of, criterion_claims
-from caspi.ops.rounds import (
+from caspi.ops.comparison.comparison_page import comparison_page
+from caspi.ops.comparison.comparison_tables import comparison_csv, controls_table, criteria_table, table, words_table
+from caspi.ops.comparison.criteria import TrainingEvidence, judge, read_object, read_training_evidence
+from caspi.ops.comparison.ledger import build_ledger, claims_of, criterion_claims
+from caspi.ops.comparison.rounds import (
     Round,
     cautions_about,
     check_same_clips,
@@ -110,11 +110,11 @@ def load_rounds(recipe: Recipe) -> Rounds:
 
 def find(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip]) -> Findings:
     """Everything that the comparison has to say."""
-    from caspi.speech.behaviour import behaviour_of, worsened
-    from caspi.speech.contrast import compare_rounds
-    from caspi.speech.leakage import leakage_summary
-    from caspi.speech.veto import compare_controls
-    from caspi.speech.word_classes import compare_word_classes
+    from caspi.speech.corpora.leakage import leakage_summary
+    from caspi.speech.scoring.behaviour import behaviour_of, worsened
+    from caspi.speech.scoring.contrast import compare_rounds
+    from caspi.speech.scoring.veto import compare_controls
+    from caspi.speech.scoring.word_classes import compare_word_classes
 
     section = recipe.compare
     rows = compare_rounds(*spoken(rounds.round1, rounds.round2, recipe), section, recipe.evaluate)
@@ -164,7 +164,7 @@ def beam_row(recipe: Recipe, rounds: Rounds) -> ComparedSet | None:
     Raises:
         ValueError: the predictions are known to be of another model, or without beams.
     """
-    from caspi.speech.contrast import AVERAGE, compare_rounds
+    from caspi.speech.scoring.contrast import AVERAGE, compare_rounds
 
     if rounds.beams is None:
         return None
@@ -183,7 +183,7 @@ def find_leakage(
     recipe: Recipe, predictions: Sequence[Prediction], clips: Sequence[Clip], training: TrainingEvidence | None
 ) -> dict[str, Any] | None:
     """Which clips Round 2 was trained on."""
-    from caspi.speech.leakage import KnownClip, leakage_report
+    from caspi.speech.corpora.leakage import KnownClip, leakage_report
 
     manifest = recipe.compare.train_manifest or (training.manifest() if training else None)
     if manifest is None:
@@ -261,7 +261,7 @@ def as_json(records: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def page(recipe: Recipe, rounds: Rounds, clips: Sequence[Clip], content: dict[str, Any]) -> str:
-    from caspi.speech.examples import choose_examples
+    from caspi.speech.scoring.examples import choose_examples
 
     section = recipe.compare
     wins, losses = choose_examples(rounds.round1.predictions, rounds.round2.predictions, clips, section)

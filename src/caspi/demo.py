@@ -123,8 +123,8 @@ def provide_base(recipe: Recipe) -> None:
 
 def render_corpora(recipe: Recipe) -> None:
     """Training corpus, test sets and the small audit corpora, each with the truth beside it."""
-    from caspi.speech import synth_corpus as corpora
-    from caspi.speech.defects import plant_defects
+    from caspi.speech.synthetic import synth_corpus as corpora
+    from caspi.speech.synthetic.defects import plant_defects
 
     demo = recipe.demo
     how = {"language": recipe.language, "settings": demo.speech}

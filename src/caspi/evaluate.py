@@ -20,11 +20,11 @@ from caspi import prepare
 from caspi.config import Evaluate, Prepare, Recipe
 from caspi.model.transcribers import Transcriber, Transcription, plan_batches
 from caspi.model.transcribers.choose import cautions_about, connect, has_gpu, load_transcriber, weights_sha256
-from caspi.ops.in_flight import results_as_completed
+from caspi.ops.comparison.in_flight import results_as_completed
+from caspi.ops.comparison.settings_record import keep_settings
 from caspi.ops.progress import track
 from caspi.ops.provenance import commit, versions
-from caspi.ops.server import check_can_start, free_port, require_loopback, running_server, server_command
-from caspi.ops.settings_record import keep_settings
+from caspi.ops.release.server import check_can_start, free_port, require_loopback, running_server, server_command
 from caspi.records import (
     ExitCode,
     Prediction,
@@ -37,15 +37,15 @@ from caspi.records import (
     write_json,
     write_jsonl,
 )
-from caspi.speech.audio import AudioError, load_audio
-from caspi.speech.behaviour import Behaviour, behaviour_of, language_lines
-from caspi.speech.clips import ClipFacts, Finding
-from caspi.speech.corpus import open_sources
-from caspi.speech.leakage import KnownClip, leakage_report, leakage_summary
-from caspi.speech.predictions import PROGRESS, FinishedBatch, Timing, collect, finished, missing
-from caspi.speech.score import PROFILES
-from caspi.speech.scoreboard import averages_of, benchmark_csv, scores_of, summary
-from caspi.speech.test_sets import TestSets, clips_of, holds_utterances, named_sources, sample, sha256_of_set
+from caspi.speech.corpora.audio import AudioError, load_audio
+from caspi.speech.corpora.clips import ClipFacts, Finding
+from caspi.speech.corpora.corpus import open_sources
+from caspi.speech.corpora.leakage import KnownClip, leakage_report, leakage_summary
+from caspi.speech.corpora.test_sets import TestSets, clips_of, holds_utterances, named_sources, sample, sha256_of_set
+from caspi.speech.scoring.behaviour import Behaviour, behaviour_of, language_lines
+from caspi.speech.scoring.predictions import PROGRESS, FinishedBatch, Timing, collect, finished, missing
+from caspi.speech.scoring.score import PROFILES
+from caspi.speech.scoring.scoreboard import averages_of, benchmark_csv, scores_of, summary
 
 WITHOUT_REFERENCE = frozenset({"EMPTY_TRANSCRIPT", "NO_LETTERS"})
 """Reasons for which prepare rejects a row that has nothing to be compared with."""

@@ -16,17 +16,18 @@ import numpy as np
 import torch
 
 from caspi.config import Export, Recipe
-from caspi.model.checkpoint import load_asr, local_folder
-from caspi.model.round_trip import RoundTrip, write_and_read_back
-from caspi.model.source import Loaded, Source, load_source
-from caspi.model.weight_proof import WeightProof, prove_weights
-from caspi.ops import hub, provenance
-from caspi.ops.artifacts import differing_keys, flush_to_disk
-from caspi.ops.criteria import read_object
-from caspi.ops.model_card import CardFacts, model_card, read_results
-from caspi.ops.run_folder import Choice, choose, model_files, trained_as, trained_groups
+from caspi.model.checkpoints.checkpoint import load_asr, local_folder
+from caspi.model.checkpoints.round_trip import RoundTrip, write_and_read_back
+from caspi.model.checkpoints.source import Loaded, Source, load_source
+from caspi.model.checkpoints.weight_proof import WeightProof, prove_weights
+from caspi.ops import provenance
+from caspi.ops.comparison.criteria import read_object
+from caspi.ops.release import hub
+from caspi.ops.release.model_card import CardFacts, model_card, read_results
+from caspi.ops.training.artifacts import differing_keys, flush_to_disk
+from caspi.ops.training.run_folder import Choice, choose, model_files, trained_as, trained_groups
 from caspi.records import ExitCode, RunFailed, read_manifest, sha256_of_file, write_atomically, write_json
-from caspi.speech.audio import AudioError, load_audio
+from caspi.speech.corpora.audio import AudioError, load_audio
 
 REPORT = "export_report.json"
 PUBLISHED = "published.json"

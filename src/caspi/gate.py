@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from caspi.config import Recipe
-from caspi.ops.alignment_report import SIGNS, GateView, read_gate_view
+from caspi.ops.audit.alignment_report import SIGNS, GateView, read_gate_view
 from caspi.records import AnswerIsNo, ExitCode, Record, sha256_of_file
 
 REPORT_HASH = "Report sha256: "

@@ -18,9 +18,9 @@ from caspi.config import Prepare, Recipe
 from caspi.ops.progress import track
 from caspi.ops.provenance import commit, versions
 from caspi.records import ExitCode, Rejected, Utterance, write_json, write_jsonl
-from caspi.speech.audio import AudioError, sniff
-from caspi.speech.clips import ClipFacts, FileJob, Finding, Stretch, inspect_files
-from caspi.speech.corpus import RawItem, Source, open_sources
+from caspi.speech.corpora.audio import AudioError, sniff
+from caspi.speech.corpora.clips import ClipFacts, FileJob, Finding, Stretch, inspect_files
+from caspi.speech.corpora.corpus import RawItem, Source, open_sources
 from caspi.speech.text import alignment_words, normalize_transcript
 
 HASH_CHARACTERS = 32

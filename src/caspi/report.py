@@ -85,7 +85,7 @@ def audit_row(folder: Path, name: str, planted: float) -> dict[str, Any]:
 
 def examples(recipe: Recipe) -> list[dict[str, str]]:
     """Utterances of the noisy test set on which the rounds differ most, in either direction."""
-    from caspi.speech.score import wer
+    from caspi.speech.scoring.score import wer
 
     rounds = [
         {(row.test_set, row.id): row for row in read_jsonl(folder / "predictions.jsonl", Prediction)}

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caspi.config import Recipe, Rollback
-from caspi.ops.archive import Archive, write_archive
-from caspi.ops.artifacts import checkpoint_folders
-from caspi.ops.criteria import read_object
-from caspi.ops.evaluations import last_checkpoint, rank_checkpoints
-from caspi.ops.registry import Event, append_event, read_events, served_now
-from caspi.ops.run_folder import MODEL_FILES, RUN_FILE, model_files
-from caspi.ops.server import Server, check_can_start, server_command, start_server
+from caspi.ops.comparison.criteria import read_object
+from caspi.ops.release.archive import Archive, write_archive
+from caspi.ops.release.registry import Event, append_event, read_events, served_now
+from caspi.ops.release.server import Server, check_can_start, server_command, start_server
+from caspi.ops.training.artifacts import checkpoint_folders
+from caspi.ops.training.evaluations import last_checkpoint, rank_checkpoints
+from caspi.ops.training.run_folder import MODEL_FILES, RUN_FILE, model_files
 from caspi.records import ExitCode, RunFailed, dump_json, write_atomically
 
-RELOAD_TEST = "import sys; from caspi.model.checkpoint import load_asr, local_folder; \
+RELOAD_TEST = "import sys; from caspi.model.checkpoints.checkpoint import load_asr, local_folder; \
 folder = local_folder(sys.argv[1]); load_asr(folder); print('FOLDER', folder.resolve())"
 WANDB_NOTE = "wandb_run.txt"
 

@@ -16,23 +16,32 @@ from transformers.utils import logging as transformers_logging
 
 from caspi import gate
 from caspi.config import Health, Recipe, Train
-from caspi.model.batch import StepCollator, check_supervision
-from caspi.model.build import build_run, check_data, load_data, open_quarantine
-from caspi.model.final import choose_step, read_state, write_final_model
-from caspi.model.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
-from caspi.model.processes import all_gather_objects, is_main_process, join_processes, num_processes
-from caspi.model.run import Run
-from caspi.model.stages import span_at
-from caspi.model.trainer import StageTrainer
-from caspi.model.weights import checkpoint_bytes
-from caspi.ops import hub, launcher
-from caspi.ops.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker, set_aside
-from caspi.ops.final_upload import upload_final
-from caspi.ops.health import HealthMonitor
-from caspi.ops.run_lock import only_run_in
-from caspi.ops.signals import StopRequest, stop_request
-from caspi.ops.tracking import FILE_ONLY, MetricsFile, TensorBoard, WeightsAndBiases, close_logs, open_logs, plan_wandb
-from caspi.ops.training_record import (
+from caspi.model.training.batch import StepCollator, check_supervision
+from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
+from caspi.model.training.final import choose_step, read_state, write_final_model
+from caspi.model.training.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
+from caspi.model.training.processes import all_gather_objects, is_main_process, join_processes, num_processes
+from caspi.model.training.run import Run
+from caspi.model.training.stages import span_at
+from caspi.model.training.trainer import StageTrainer
+from caspi.model.training.weights import checkpoint_bytes
+from caspi.ops.release import hub
+from caspi.ops.training import launcher
+from caspi.ops.training.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker, set_aside
+from caspi.ops.training.final_upload import upload_final
+from caspi.ops.training.health import HealthMonitor
+from caspi.ops.training.run_lock import only_run_in
+from caspi.ops.training.signals import StopRequest, stop_request
+from caspi.ops.training.tracking import (
+    FILE_ONLY,
+    MetricsFile,
+    TensorBoard,
+    WeightsAndBiases,
+    close_logs,
+    open_logs,
+    plan_wandb,
+)
+from caspi.ops.training.training_record import (
     CheckpointKeeper,
     TrainingRecord,
     check_same_recipe,
@@ -66,7 +75,7 @@ def run(recipe: Recipe) -> int:
         return run_process(recipe, pass_gate(recipe) if is_main_process() else {})
     opened = pass_gate(recipe)
     wanted = config.num_processes or max(1, torch.cuda.device_count())
-    if wanted == 1:
+    if wanted == 1 and not launcher.has_other_machines():
         return run_process(recipe, opened)
     job = {"recipe": recipe.model_dump(mode="json"), "gate": opened}
     return launcher.launch(IN_EACH_PROCESS, job, wanted, config.shutdown_seconds)

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.live import Live
 
 from caspi.config import Recipe, Watch
-from caspi.ops.bug_report import write_bundle
-from caspi.ops.run_metrics import read_run
-from caspi.ops.run_state import ALIVE
-from caspi.ops.run_terminal import one_line, panel, plain_lines
-from caspi.ops.run_view import RunView, look, view_of
+from caspi.ops.watching.bug_report import write_bundle
+from caspi.ops.watching.run_metrics import read_run
+from caspi.ops.watching.run_state import ALIVE
+from caspi.ops.watching.run_terminal import one_line, panel, plain_lines
+from caspi.ops.watching.run_view import RunView, look, view_of
 from caspi.records import ExitCode, dump_json, write_atomically
 
 PAGE_FILE = "run.html"
@@ -71,7 +71,7 @@ def write_page(run_dir: Path, settings: Watch) -> Path:
     Raises:
         ValueError: there is no training run, or its files are damaged.
     """
-    from caspi.ops.run_page import run_page  # jinja2 is half of the time to start
+    from caspi.ops.watching.run_page import run_page  # jinja2 is half of the time to start
 
     files = read_run(run_dir)
     write_atomically(run_dir / PAGE_FILE, run_page(files, view_of(files, settings, time.time())))

@@ -111,7 +111,7 @@ class Train(Section):
     """Utterances per micro-batch and process."""
     gradient_accumulation_steps: Count = 16
     num_processes: int = 0
-    """Training processes; 0: one per visible GPU, or one on a machine without."""
+    """Training processes on this machine; 0: one per visible GPU, or one on a machine without."""
     min_audio_length_seconds: Positive = 0.5
     max_audio_length_seconds: Positive = 15.0
     """Longer utterances are left out, counted and named; they are never cut."""

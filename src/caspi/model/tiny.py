@@ -18,15 +18,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
 
 from caspi.config import Language, SyntheticSpeech, TinyBase
-from caspi.model.batch import Encoder, Example
-from caspi.model.checkpoint import save_asr
+from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny_models import build_tiny_aligner, build_tiny_asr
+from caspi.model.training.batch import Encoder, Example
 from caspi.model.transcribers.local import transcribe
 from caspi.records import write_json
-from caspi.speech.sampling import seeded_generator
-from caspi.speech.score import wer
-from caspi.speech.synth import SyntheticUtterance, UtterancePlan, draw_speakers, plan_utterances, render
-from caspi.speech.synth_corpus import plan_test_sets
+from caspi.speech.alignment.sampling import seeded_generator
+from caspi.speech.scoring.score import wer
+from caspi.speech.synthetic.synth import SyntheticUtterance, UtterancePlan, draw_speakers, plan_utterances, render
+from caspi.speech.synthetic.synth_corpus import plan_test_sets
 
 __all__ = ["build_tiny_aligner", "build_tiny_asr", "rebuild_base", "tiny_base"]
 

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3ASRProcessor,
 )
 
-from caspi.model.checkpoint import end_token_ids, greedy_generation
+from caspi.model.checkpoints.checkpoint import end_token_ids, greedy_generation
 from caspi.model.prompt import ALIGNER_TEMPLATE, CHAT_TEMPLATE
-from caspi.speech.synth import lexicon
+from caspi.speech.synthetic.synth import lexicon
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>")
 PLAIN_TOKENS = ("<asr_text>", "<timestamp>")

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from caspi.records import RunFailed
-from caspi.speech.audio import SAMPLE_RATE_HZ
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 TELEPHONE_BAND_HZ = (300.0, 3400.0)
 FULL_BAND_HZ = (20.0, SAMPLE_RATE_HZ / 2)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspi.config import Recipe
-from caspi.speech.quality import Alignment
+from caspi.speech.alignment.quality import Alignment
 
 
 class FailedToAlign(RuntimeError):

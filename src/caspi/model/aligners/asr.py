@@ -11,11 +11,11 @@ import torch
 
 from caspi.config import Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign
-from caspi.model.batch import Encoder, Example
-from caspi.model.checkpoint import load_asr
+from caspi.model.checkpoints.checkpoint import load_asr
+from caspi.model.training.batch import Encoder, Example
 from caspi.model.transcribers import plan_batches
-from caspi.speech.audio import SAMPLE_RATE_HZ
-from caspi.speech.quality import Alignment
+from caspi.speech.alignment.quality import Alignment
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 MIN_SAMPLES = 400
 """One window of the feature extractor, 25 ms."""

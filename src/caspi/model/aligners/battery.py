@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from caspi.config import Recipe
 from caspi.model.aligners import MODEL_BACKENDS, Aligner, AlignmentItem, build_aligner
 from caspi.records import RunFailed
-from caspi.speech.audio import SAMPLE_RATE_HZ, AudioError, load_audio
-from caspi.speech.controls import DISTORTIONS, PlannedPair
-from caspi.speech.quality import Alignment, Pair
+from caspi.speech.alignment.controls import DISTORTIONS, PlannedPair
+from caspi.speech.alignment.quality import Alignment, Pair
+from caspi.speech.alignment.vad import FRAME_SECONDS, estimate_snr_db, speech_mask
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from caspi.speech.text import num_letters
-from caspi.speech.vad import FRAME_SECONDS, estimate_snr_db, speech_mask
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MAX_MODEL_PROCESSES = 4
@@ -126,7 +126,7 @@ def _align_version(
 def _load(task: Task, recipe: Recipe) -> NDArray[np.float32]:
     if not task.spoken:
         return load_audio(task.audio_filepath, task.offset_seconds, task.duration_seconds)
-    from caspi.speech.espeak import speak
+    from caspi.speech.synthetic.espeak import speak
 
     voice = recipe.language.espeak_voice + SELF_TEST_VOICE
     return np.pad(speak(task.spoken, voice=voice, rate_wpm=SELF_TEST_RATE_WPM).samples, SAMPLE_RATE_HZ // 4)

@@ -15,9 +15,9 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 
 from caspi.config import Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign
-from caspi.model.checkpoint import local_folder, quiet_transformers, require_exact, require_safetensors
-from caspi.speech.audio import SAMPLE_RATE_HZ
-from caspi.speech.quality import Alignment
+from caspi.model.checkpoints.checkpoint import local_folder, quiet_transformers, require_exact, require_safetensors
+from caspi.speech.alignment.quality import Alignment
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 WILDCARD = -1
 """Target of a character the model does not know: whatever the model hears best, other than the blank."""

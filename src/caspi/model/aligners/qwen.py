@@ -16,10 +16,10 @@ from torch.nn.functional import pad
 from caspi.config import Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign
 from caspi.model.aligners.timestamp_evidence import TimestampEvidence, measure_timestamps
-from caspi.model.checkpoint import load_aligner
+from caspi.model.checkpoints.checkpoint import load_aligner
 from caspi.model.transcribers import plan_batches
-from caspi.speech.audio import SAMPLE_RATE_HZ
-from caspi.speech.quality import Alignment
+from caspi.speech.alignment.quality import Alignment
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 CONFIDENCE_FLOOR = 0.01
 """Added to a word's confidence before the logarithm: below it all words are equally lost."""

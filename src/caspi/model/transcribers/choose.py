@@ -44,7 +44,7 @@ def load_transcriber(section: Evaluate, language: Language) -> Transcriber:
     """The model in process, on the GPU where there is one."""
     import torch
 
-    from caspi.model.checkpoint import load_asr, local_folder
+    from caspi.model.checkpoints.checkpoint import load_asr, local_folder
     from caspi.model.transcribers.local import LocalTranscriber
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, Qwen3ASRForConditionalGeneration, Qwe
 from caspi.config import Evaluate
 from caspi.model.prompt import forced_prefix
 from caspi.model.transcribers import Transcription, plan_batches
-from caspi.speech.audio import SAMPLE_RATE_HZ
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 __all__ = ["LocalTranscriber", "Transcription", "prompt_text", "transcribe"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from transformers import Qwen3ASRProcessor
 
-from caspi.model.checkpoint import read_json
-from caspi.model.original_layout import is_original_layout, processor_parts
+from caspi.model.checkpoints.checkpoint import read_json
+from caspi.model.checkpoints.original_layout import is_original_layout, processor_parts
 from caspi.model.prompt import CHAT_TEMPLATE
 from caspi.model.transcribers import WAY_OUT, PromptCheck
 from caspi.model.transcribers.answers import Answer
 from caspi.model.transcribers.local import prompt_text
-from caspi.speech.audio import SAMPLE_RATE_HZ
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 
 def check_prompt(

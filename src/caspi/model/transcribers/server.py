@@ -33,7 +33,7 @@ from caspi.model.transcribers.endpoint import (
     reason_of,
 )
 from caspi.records import RunFailed
-from caspi.speech.audio import SAMPLE_RATE_HZ
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
 
 CHECKED_SECONDS = (0.5, 3.37)
 """Lengths of the made-up clips; the number of audio tokens in a prompt depends on the length."""

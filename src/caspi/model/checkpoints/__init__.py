@@ -1,0 +1,1 @@
+"""Reading, converting, averaging and proving checkpoints."""

@@ -1,0 +1,1 @@
+"""The training engine: batches, layer groups, stages, resume."""

@@ -1,0 +1,95 @@
+"""The course of a stage: when to log, evaluate, save and stop; and how fast it goes."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from caspi.model.training.processes import max_over_processes
+from caspi.model.training.weights import Checksums
+
+if TYPE_CHECKING:
+    from caspi.model.training.trainer import StageTrainer
+
+log = logging.getLogger(__name__)
+
+
+class StageFlow(TrainerCallback):
+    """When to log, evaluate, save and stop; always from the configuration, never from a resumed state file."""
+
+    def __init__(self, trainer: "StageTrainer") -> None:
+        self.trainer = trainer
+        self.config = trainer.run.config
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look at weights and memory; then evaluate where a run that was stopped at an evaluation step did not."""
+        self.trainer.checksums = Checksums(self.trainer.run.model)
+        if args.device.type == "cuda":
+            self.trainer.gradients.fit_memory()
+        self.trainer.meter.restart()
+        evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+        if state.global_step and self.is_due(state.global_step) and state.global_step not in evaluated:
+            self.trainer._determine_best_metric(self.trainer.evaluate(), None)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # From the step: after a mid-epoch resume `state.epoch` is a fraction.
+        self.trainer.sampler.set_epoch(state.global_step // self.trainer.run.plan.steps_per_epoch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        is_end = step >= self.trainer.span.last_step
+        is_last = step >= self.trainer.run.spans[-1].last_step
+        exit_code = 0 if is_last else max_over_processes(self.trainer.run.stop.exit_code, args.device)
+        if exit_code:
+            self.trainer.exit_code = exit_code
+            log.info("Saving checkpoint...")
+        control.should_log = is_end or step % self.config.logging_steps == 0
+        control.should_evaluate = self.is_due(step) and not exit_code
+        control.should_save = self.is_due(step) or exit_code != 0
+        control.should_training_stop = is_end or exit_code != 0
+
+    def is_due(self, step: int) -> bool:
+        ends = {span.last_step for span in self.trainer.run.spans}
+        return step % self.config.eval_steps == 0 or step in ends
+
+
+class Meter:
+    """Speed of training, evaluations and saving not counted, and what else is measured at every step."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.num_utterances = 0
+        self.wait_seconds = 0.0
+        self.max_grad_norm = 0.0
+        self.start = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Since the last reading."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        found = {
+            "samples_per_second": self.num_utterances / seconds,
+            "data_wait_fraction": self.wait_seconds / seconds,
+            "grad_norm_max": self.max_grad_norm,
+        }
+        self.restart()
+        return found
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the next utterances to be decoded."""
+        before = time.perf_counter()
+        yield
+        self.wait_seconds += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.start += time.perf_counter() - before

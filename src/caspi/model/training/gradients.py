@@ -1,0 +1,125 @@
+"""Loss and gradients of one optimizer step, in micro-batches that fit the memory, on all processes together."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from caspi.model.training.batch import Example, MicroBatch, StepBatch
+from caspi.model.training.memory import OutOfMemory, free_memory, halve, leaves_room, split_batch
+from caspi.model.training.optimizer import named_parameters
+from caspi.model.training.processes import max_over_processes
+from caspi.records import RunFailed
+
+if TYPE_CHECKING:
+    from caspi.model.training.trainer import StageTrainer
+
+
+class Gradients:
+    """Of one stage; halves the micro-batches of the run when memory runs out."""
+
+    def __init__(self, trainer: "StageTrainer") -> None:
+        self.trainer = trainer
+        self.run = trainer.run
+        self.device = trainer.args.device
+
+    def of_step(self, model: nn.Module, step: StepBatch, num_items: Any) -> torch.Tensor:
+        """Loss per target token of this process's share; its gradients are then in the parameters.
+
+        Raises:
+            RunFailed: not even one utterance at a time fits.
+        """
+        total = None
+        while total is None:
+            total = self.try_step(model, step, num_items)
+        return total
+
+    def try_step(self, model: nn.Module, step: StepBatch, num_items: Any) -> torch.Tensor | None:
+        """None when memory ran out on any process; then there are no gradients on any.
+
+        The processes agree before the one backward pass that shares gradients: it must not begin on some only. Until
+        then DistributedDataParallel is told to share nothing.
+        """
+        parts = self.parts_of(step)
+        total = torch.zeros((), device=self.device)
+        ran_out = False
+        try:
+            with self.trainer.accelerator.no_sync(model):
+                for part in parts[:-1]:
+                    loss = self.loss_of(model, part, num_items)
+                    self.trainer.accelerator.backward(loss)
+                    total += loss.detach()
+                loss = self.loss_of(model, parts[-1], num_items)
+                total += loss.detach()
+                if not isinstance(model, DistributedDataParallel):
+                    self.trainer.accelerator.backward(loss)
+        except OutOfMemory:
+            ran_out = True
+        if max_over_processes(int(ran_out), self.device):
+            self.take_half(model, "GPU memory ran out")
+            return None
+        if isinstance(model, DistributedDataParallel):
+            self.share(model, loss)
+        return total
+
+    def share(self, model: DistributedDataParallel, loss: torch.Tensor) -> None:
+        """Backward with the sum over all processes, as if the forward pass had not been told to share nothing."""
+        model.reducer.prepare_for_backward([])
+        try:
+            self.trainer.accelerator.backward(loss)
+        except OutOfMemory as error:
+            raise RunFailed(
+                "GPU memory ran out while the processes were sharing gradients, which cannot be tried again. Start "
+                f"again with --batch-size {max(1, self.run.micro_batch_size // 2)} and twice the "
+                "--gradient-accumulation-steps: the result stays the same"
+            ) from error
+
+    def parts_of(self, step: StepBatch) -> list[MicroBatch]:
+        size, chunk_frames = self.run.micro_batch_size, self.run.encoder.chunk_frames
+        return [part for batch in step.micro_batches for part in split_batch(batch, size, chunk_frames)]
+
+    def loss_of(self, model: nn.Module, batch: MicroBatch, num_items: Any) -> torch.Tensor:
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        loss: Any = self.trainer.compute_loss(model, {**moved, "use_cache": False}, num_items_in_batch=num_items)
+        return cast(torch.Tensor, loss)
+
+    def take_half(self, model: nn.Module, reason: str) -> None:
+        model.zero_grad(set_to_none=True)
+        free_memory(self.device)
+        self.run.micro_batch_size = halve(self.run.micro_batch_size, reason)
+
+    def fit_memory(self) -> None:
+        """Halve micro-batches until the worst one that this stage can meet fits."""
+        longest = self.longest_examples(self.run.micro_batch_size)
+        while not self.fits(longest[: self.run.micro_batch_size]):
+            self.take_half(self.trainer.model_wrapped, "the longest clips do not fit into GPU memory")
+
+    def longest_examples(self, number: int) -> list[Example]:
+        dataset, utterances = self.run.dataset(), self.run.utterances
+        found: list[Example] = []
+        for index in sorted(range(len(utterances)), key=lambda index: (-utterances[index].duration, index)):
+            if len(found) == number:
+                break
+            item = dataset[(0, index)]
+            if isinstance(item, Example):
+                found.append(item)
+        return found
+
+    def fits(self, examples: Sequence[Example]) -> bool:
+        """Whether all processes can compute a micro-batch and then allocate Adam's moments."""
+        model, optimizer = self.trainer.model_wrapped, self.trainer.own_optimizer
+        num_new = sum(p.numel() for p in named_parameters(optimizer).values() if p not in optimizer.state)
+        fits = True
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            try:
+                with self.trainer.accelerator.no_sync(model):
+                    loss = self.loss_of(model, self.run.encoder.batch(examples), torch.tensor(1, device=self.device))
+                    self.trainer.accelerator.backward(loss)
+            except OutOfMemory:
+                fits = False
+        fits = fits and leaves_room(self.device, num_new)
+        model.zero_grad(set_to_none=True)
+        free_memory(self.device)
+        return max_over_processes(int(not fits), self.device) == 0

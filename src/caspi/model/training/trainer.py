@@ -1,0 +1,310 @@
+"""One stage of a run on the Hugging Face Trainer.
+
+The Trainer keeps the loop, the state file, the wrapping for several processes and the reporters. Ours are the plan (one
+batch of the loader is one process's share of one optimizer step), the learning rates, the optimizer by name, and
+checkpoints that count only when they are complete. A stage that ends and a run that is killed leave the same thing
+behind, a checkpoint; the next stage and the resumed run begin the same way, from it.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from caspi.config import Train
+from caspi.model.training.batch import StepBatch, StepCollator
+from caspi.model.training.first_loss import check_first_loss
+from caspi.model.training.flow import Meter, StageFlow
+from caspi.model.training.gradients import Gradients
+from caspi.model.training.layers import check_closed, train_only
+from caspi.model.training.optimizer import build_optimizer, load_optimizer, save_optimizer, set_learning_rates
+from caspi.model.training.processes import (
+    all_gather_objects,
+    barrier,
+    is_main_process,
+    leave_signals_to_parent,
+    num_processes,
+    process_rank,
+    sum_over_processes,
+)
+from caspi.model.training.run import Run
+from caspi.model.training.sampler import StepSampler
+from caspi.model.training.stages import StageSpan
+from caspi.model.training.weights import Checksums
+from caspi.records import RunFailed
+
+log = logging.getLogger(__name__)
+
+
+def training_arguments(config: Train, num_epochs: int) -> TrainingArguments:
+    """What the Trainer has to know; data order, learning rates, saving and reporting are ours."""
+    on_gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(config.output_dir),
+        num_train_epochs=num_epochs,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_grad_norm=config.max_grad_norm,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        save_total_limit=None,
+        eval_strategy="no",
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        metric_for_best_model="eval_wer",
+        greater_is_better=False,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        # Buffers are constants; sharing them would be a collective inside the forward pass, where memory may run out.
+        ddp_broadcast_buffers=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cache=True,
+        log_level="error",
+        log_level_replica="error",
+    )
+    # One process drives one GPU; without a launcher the Trainer would spread the batch with DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+class StageTrainer(Trainer):
+    """Trains one stage from where the newest checkpoint stands to the stage's last step."""
+
+    def __init__(self, run: Run, span: StageSpan) -> None:
+        self.run = run
+        self.span = span
+        self.exit_code = 0
+        """Of the signal that ended this training, if one did."""
+        self.used_rates: dict[str, float] = {}
+        self.meter = Meter()
+        self.checksums: Checksums | None = None
+        """Of the weights as the stage began."""
+        self.sampler = StepSampler(run.plan, process_rank(), num_processes())
+        # A parameter that trained in an earlier stage stays float32: rounding it back would lose what it learned.
+        for earlier in run.spans[: span.stage_index + 1]:
+            train_only(run.model, run.assigned, earlier.stage.learning_rates.keys())
+        super().__init__(
+            model=run.model,
+            args=training_arguments(run.config, sum(item.stage.num_epochs for item in run.spans)),
+            callbacks=[StageFlow(self), *run.callbacks],
+        )
+        for default in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
+            self.remove_callback(default)
+        self.gradients = Gradients(self)
+        assert self._loss_shifts_labels, "the model's loss must shift the labels itself"
+
+    def get_train_dataloader(self) -> DataLoader[StepBatch]:
+        config = self.run.config
+        return DataLoader(
+            cast(Any, self.run.dataset()),
+            batch_sampler=self.sampler,
+            collate_fn=StepCollator(self.run.encoder, config.batch_size),
+            num_workers=config.num_loader_workers,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=torch.cuda.is_available(),
+            # The loader draws a seed for its workers even without any; the global generator must not notice.
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        config = self.run.config
+        check_closed(self.run.model, self.run.assigned, self.span.stage.learning_rates.keys())
+        self.optimizer = build_optimizer(
+            self.run.model, self.run.assigned, weight_decay=config.weight_decay, beta2=config.adam_beta2
+        )
+        return self.optimizer
+
+    @property
+    def own_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, also where accelerate has wrapped it."""
+        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = cast(Any, RateSetter(self))
+        return self.lr_scheduler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepBatch], torch.Tensor]:
+        assert num_batches == 1, "one batch of the loader is one optimizer step"
+        with self.meter.waiting():
+            steps = [next(epoch_iterator)]
+        return steps, self._get_num_items_in_batch(steps, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> torch.Tensor:
+        """Target tokens of the step over all processes: what the loss is divided by."""
+        (step,) = batch_samples
+        self.meter.num_utterances += step.num_utterances * num_processes()
+        tokens, rejected = sum_over_processes([step.num_target_tokens, len(step.rejected)], device)
+        new = self.run.quarantine.add(step.rejected, device) if rejected else []
+        for item in new if is_main_process() else ():
+            log.warning("WARNING: clip %s cannot be decoded (%s): left out of training", item.id, item.reason)
+        return torch.tensor(max(tokens, 1), device=device)
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Gradients of one optimizer step, given as StepBatch; returns its loss per target token."""
+        if not model.training:
+            model.train()
+        self.used_rates = self.run.rates.of_stage(self.span, self.state.global_step)
+        set_learning_rates(self.own_optimizer, self.used_rates)
+        total = self.gradients.of_step(model, inputs, num_items_in_batch)
+        if self.state.global_step == 0:
+            self.check_first_loss(inputs, total)
+        return total
+
+    def check_first_loss(self, step: StepBatch, total: torch.Tensor) -> None:
+        losses = all_gather_objects(float(total))
+        model, bound = self.run.model, self.run.config.max_first_loss
+        vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        check_first_loss(model, self.gradients.parts_of(step)[0], sum(losses) / len(losses), bound, vocabulary_size)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clip, and stop before the optimizer sees a gradient that is not finite."""
+        norm = super()._clip_grad_norm(model)
+        self.meter.max_grad_norm = max(self.meter.max_grad_norm, float(norm))
+        if not math.isfinite(norm):
+            raise RunFailed(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; stopped before the weights "
+                "changed. The newest checkpoint is good; lower the learning rates or look at the data of this step"
+            )
+        return norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The Trainer's estimate walks all parameters every step and does not know audio."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the learning rate of every group as it was used, not as it will be."""
+        if "loss" in logs:
+            logs.pop("learning_rate", None)
+            logs |= {f"learning_rate_{group}": rate for group, rate in self.used_rates.items()}
+            logs |= self.meter.read() | self.gpu_memory()
+        super().log(logs, start_time)
+
+    def gpu_memory(self) -> dict[str, float]:
+        """Peak so far: of the fullest device, as a share of that device, and of each."""
+        if not torch.cuda.is_available():
+            return {}
+        total = torch.cuda.get_device_properties(self.args.device).total_memory
+        peaks = all_gather_objects(
+            (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / total)
+        )
+        each = {f"gpu_memory_gib_{rank}": gib for rank, (gib, _) in enumerate(peaks)}
+        fullest = {"gpu_memory_gib": max(each.values()), "gpu_memory_fraction": max(share for _, share in peaks)}
+        return fullest | (each if len(peaks) > 1 else {})
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        with self.meter.paused():
+            metrics = self.run.dev_set.evaluate(self.run.model)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Lowest eval_wer; between equal ones the lower eval_loss."""
+        at_best = [entry for entry in self.state.log_history if entry["step"] == self.state.best_global_step]
+        best_loss = next((entry["eval_loss"] for entry in at_best if "eval_loss" in entry), -math.inf)
+        if metrics["eval_wer"] == self.state.best_metric and metrics["eval_loss"] < best_loss:
+            self.state.best_metric = math.inf
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        folder = self.run.config.output_dir / f"checkpoint-{step}"
+        with self.meter.paused():
+            self.check_weights()
+            if is_main_process():
+                self.run.store.begin(folder)
+            barrier()
+            try:
+                super()._save_checkpoint(model, trial)
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(folder, ignore_errors=True)  # a full disk is not helped by half a checkpoint
+                raise RunFailed(f"{folder} could not be written: {error}; older checkpoints are intact") from error
+            barrier()
+            if is_main_process():
+                trainable = [name for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
+                self.run.store.commit(
+                    folder,
+                    self.span.stage.name,
+                    step,
+                    trainable,
+                    self.state.best_global_step,
+                    self.run.micro_batch_size,
+                )
+            barrier()
+
+    def check_weights(self) -> None:
+        """What no checkpoint may hold: processes that went apart, or frozen weights that moved."""
+        assert self.checksums is not None, "on_train_begin takes them"
+        now = Checksums(self.run.model)
+        now.check_equal_on_all_processes()
+        now.check_frozen_unchanged(self.checksums)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Without `training_args.bin`, a pickle that also holds tokens."""
+        assert output_dir is not None
+        if self.args.should_save:
+            self.run.save_model(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Learning rates need no file: they follow from the step number."""
+        if self.args.should_save:
+            save_optimizer(self.own_optimizer, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.run.load_model(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        is_first_step = self.state.global_step == self.span.first_step
+        before = (
+            self.run.spans[self.span.stage_index - 1].stage.learning_rates
+            if is_first_step and self.span.stage_index
+            else None
+        )
+
+        def may_be_new(name: str) -> bool:
+            return before is not None and self.run.assigned[name] not in before
+
+        load_optimizer(self.own_optimizer, Path(checkpoint), may_be_new)
+
+    def _finalize_training(self, *_: Any) -> None:
+        """Nothing of the Trainer's summary: a stage is not the run, and the state file ends with the evaluation."""
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+
+
+class RateSetter:
+    """Stands where the Trainer expects a scheduler; the rates are set before each step from the step number."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def step(self) -> None:
+        pass
+
+    def get_last_lr(self) -> list[float]:
+        return list(self.trainer.used_rates.values())

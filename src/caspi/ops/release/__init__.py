@@ -1,0 +1,1 @@
+"""What is packed, published, served and remembered."""

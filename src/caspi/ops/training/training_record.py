@@ -1,0 +1,116 @@
+"""What a training run writes about itself, and what it may be resumed with."""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from caspi.config import Recipe, Train
+from caspi.ops import provenance
+from caspi.ops.training.artifacts import Checkpoint, commit, differing_keys, rotate, withdraw
+from caspi.records import Utterance, dump_json, sha256_of_file, write_json
+
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {
+        *("manifest", "output_dir", "gate_report", "signoff_file", "accept_risk", "yes", "overwrite_recipe"),
+        *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
+        *("logging_steps", "save_total_limit", "eval_batch_size", "final_model", "push_to_hub", "hub_model_id"),
+        *("max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
+    }
+)
+"""Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
+by their product; the manifest counts by what it holds."""
+
+
+def weights_recipe(recipe: Recipe, num_processes: int) -> dict[str, Any]:
+    """Everything of the recipe that decides the weights or which of them are best."""
+    fields = recipe.train.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS))
+    return fields | {
+        "effective_batch_size": recipe.train.effective_batch_size(num_processes),
+        "language": recipe.language.name,
+    }
+
+
+def data_sha256(training: Sequence[Utterance], evaluation: Sequence[Utterance]) -> str:
+    """Hash of the utterances on both sides, in order: sound, stretch and transcript."""
+    digest = hashlib.sha256()
+    for side in (training, evaluation):
+        for item in side:
+            digest.update(dump_json([item.id, item.source_sha256, item.offset, item.duration, item.text]).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def check_same_recipe(checkpoint: Checkpoint, recipe: dict[str, Any], data_hash: str, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint was made with another recipe or other data, and that was not asked for.
+    """
+    differences = differing_keys(checkpoint.marker.recipe, recipe)
+    if checkpoint.marker.data_sha256 != data_hash:
+        differences.append("the utterances of the manifest differ")
+    if differences and not overwrite:
+        raise ValueError(
+            f"{checkpoint.folder} was made with another recipe ({'; '.join(differences)}); "
+            "restore it, choose another --output-dir, or resume all the same with --overwrite-recipe"
+        )
+
+
+class CheckpointKeeper:
+    """Makes checkpoints valid and deletes old ones."""
+
+    def __init__(self, config: Train, recipe: dict[str, Any], data_hash: str, world_size: int) -> None:
+        self.config = config
+        self.recipe = recipe
+        self.data_hash = data_hash
+        self.world_size = world_size
+
+    def begin(self, folder: Path) -> None:
+        withdraw(folder)
+
+    def commit(
+        self, folder: Path, stage: str, step: int, trainable: list[str], best_step: int | None, micro_batch_size: int
+    ) -> None:
+        commit(
+            folder,
+            step=step,
+            stage=stage,
+            trainable=trainable,
+            world_size=self.world_size,
+            recipe=self.recipe,
+            data_sha256=self.data_hash,
+            versions=provenance.versions(),
+            micro_batch_size=micro_batch_size,
+        )
+        keep = frozenset() if best_step is None else frozenset({best_step})
+        rotate(self.config.output_dir, self.config.save_total_limit, keep)
+
+
+class TrainingRecord:
+    """run.json: recipe, versions, hashes, gate, and how far the run is. Only the main process may update it."""
+
+    def __init__(self, recipe: Recipe, previous: dict[str, Any] | None) -> None:
+        """`previous` is the content of the run that is resumed."""
+        config = recipe.train
+        self.path = config.output_dir / "run.json"
+        self.content: dict[str, Any] = {
+            "recipe": recipe.model_dump(mode="json"),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "manifest_sha256": sha256_of_file(config.manifest),
+            "accept_risk": config.accept_risk,
+            "label_policy": "transcript and end of turn carry loss; the forced language prefix is part of the prompt",
+            "wandb_run_id": (previous or {}).get("wandb_run_id") or uuid.uuid4().hex[:12],
+            "starts": [*(previous or {}).get("starts", []), now()],
+            "train_seconds": (previous or {}).get("train_seconds", 0.0),
+        }
+
+    def update(self, **facts: Any) -> None:
+        self.content |= facts | {"updated": now()}
+        write_json(self.path, self.content)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

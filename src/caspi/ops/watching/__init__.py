@@ -1,0 +1,1 @@
+"""A run directory as status, alerts, page and bug report."""

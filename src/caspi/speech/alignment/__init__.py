@@ -1,0 +1,1 @@
+"""What an alignment says about a transcript, and what an audit may conclude from it."""

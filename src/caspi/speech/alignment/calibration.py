@@ -1,0 +1,200 @@
+"""Thresholds and confidence from wrong pairs (AUDIT section 4).
+
+A forced aligner puts any text somewhere, so its scores mean nothing alone. The threshold of a word is set where wrong
+transcripts reach it at a fixed rate, and never from the data that it judges: utterances fall into two folds by
+recording, and each fold is judged by what the other one taught.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caspi.config import Audit
+from caspi.speech.alignment.controls import DECOY, ORIGINAL
+from caspi.speech.alignment.quality import (
+    Measures,
+    Pair,
+    length_mismatch,
+    measure,
+    quality_reasons,
+    typical_length,
+)
+from caspi.speech.alignment.sampling import hash_key
+
+NUM_FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All aligned pairs of one utterance, by control; pairs that failed are not in it."""
+
+    id: str
+    domain: str
+    fold: int
+    pairs: Mapping[str, Pair]
+
+    @property
+    def is_paired(self) -> bool:
+        return ORIGINAL in self.pairs and DECOY in self.pairs
+
+
+class Thresholds(NamedTuple):
+    alpha_word: float
+    """Share of wrong words that the thresholds accept."""
+    word_scores: dict[tuple[int, str], float]
+    """Least word score by fold and domain."""
+    confidence: dict[tuple[int, str], tuple[float, float]]
+    """Slope and intercept of the logistic by fold and domain."""
+    length: dict[str, tuple[float, float] | None]
+    """Median and deviation of ln(letters per second of speech) by domain."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "word_score": {f"fold {fold} {domain}": value for (fold, domain), value in self.word_scores.items()},
+            "confidence": {f"fold {fold} {domain}": list(values) for (fold, domain), values in self.confidence.items()},
+            "length": {domain: list(values) if values else None for domain, values in self.length.items()},
+        }
+
+
+class Judgement(NamedTuple):
+    measures: Measures
+    confidence: float
+    """P(matched) under even odds: 0.5 is no better than a wrong transcript."""
+    is_length_mismatch: bool
+    reasons: list[str]
+
+
+def fold_of(group: str, seed: int) -> int:
+    """Fold of a recording; utterances of one recording stay together."""
+    return int(hash_key(seed, "fold", group)[:8], 16) % NUM_FOLDS
+
+
+def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
+    """Choose the most permissive word thresholds that still refuse wrong transcripts.
+
+    Raises:
+        ValueError: no utterance has both an original and a decoy alignment.
+    """
+    paired = [item for item in measured if item.is_paired]
+    if not paired:
+        raise ValueError("no utterance could be aligned with both its transcript and a decoy: nothing to calibrate on")
+    domains = sorted({item.domain for item in measured})
+    fitted = Thresholds(0.0, {}, _fit_confidence(paired, domains, settings), _fit_length(paired, domains, settings))
+    candidates = sorted(settings.calibration.word_false_acceptance, reverse=True)
+    for alpha in candidates:
+        fitted = fitted._replace(alpha_word=alpha, word_scores=_fit_word_scores(paired, domains, alpha, settings))
+        accepted = sum(passes_by_words(item, DECOY, fitted, settings) for item in paired)
+        if accepted <= settings.calibration.max_decoy_acceptance * len(paired):
+            break
+    return fitted
+
+
+def judge(item: Measured, control: str, thresholds: Thresholds, settings: Audit) -> Judgement:
+    """Judge one pair by the thresholds of the other fold; an original is also compared with its decoy."""
+    pair = item.pairs[control]
+    limits = settings.quality
+    measures = measure(pair, thresholds.word_scores[item.fold, item.domain], limits)
+    confidence = matched_probability(pair.alignment.score, thresholds.confidence[item.fold, item.domain])
+    mismatch = length_mismatch(pair, thresholds.length[item.domain], limits)
+    margin = None
+    if control == ORIGINAL and DECOY in item.pairs:
+        margin = pair.alignment.score - item.pairs[DECOY].alignment.score
+    reasons = quality_reasons(
+        measures,
+        speech_seconds=pair.speech_seconds,
+        confidence=confidence,
+        is_length_mismatch=mismatch,
+        decoy_margin=margin,
+        limits=limits,
+    )
+    return Judgement(measures, confidence, mismatch, reasons)
+
+
+def passes_by_words(item: Measured, control: str, thresholds: Thresholds, settings: Audit) -> bool:
+    """Do the accepted words alone, and the length, let the pair pass?
+
+    The word threshold must not lean on the utterance score: that would make it too lax for half-wrong transcripts.
+    """
+    reasons = judge(item, control, thresholds, settings).reasons
+    return not set(reasons) - {"LOW_CONFIDENCE", "DECOY_WINS"}
+
+
+def fit_logistic(matched: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[float, float]:
+    """Platt scaling with smoothed targets and even odds: slope and intercept of P(matched | score)."""
+    scores = np.concatenate([matched, wrong])
+    centre, scale = float(scores.mean()), float(scores.std()) or 1.0
+    x = (scores - centre) / scale
+    targets = np.concatenate(
+        [np.full(len(matched), 1 - 1 / (len(matched) + 2)), np.full(len(wrong), 1 / (len(wrong) + 2))]
+    )
+    weights = np.concatenate([np.full(len(matched), 0.5 / len(matched)), np.full(len(wrong), 0.5 / len(wrong))])
+    design = np.stack([x, np.ones_like(x)], axis=1)
+    parameters = np.zeros(2)
+    for _ in range(50):
+        predicted = 1 / (1 + np.exp(-np.clip(design @ parameters, -500, 500)))
+        gradient = design.T @ (weights * (predicted - targets)) + 1e-6 * parameters
+        curvature = (design.T * (weights * predicted * (1 - predicted))) @ design + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        parameters -= step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
+        if np.abs(step).max() < 1e-9:
+            break
+    slope = float(parameters[0]) / scale
+    return slope, float(parameters[1]) - slope * centre
+
+
+def matched_probability(score: float, parameters: tuple[float, float]) -> float:
+    slope, intercept = parameters
+    return float(1 / (1 + np.exp(-np.clip(slope * score + intercept, -500, 500))))
+
+
+def control_scores(measured: Sequence[Measured], control: str) -> NDArray[np.float64]:
+    """Utterance scores of the pairs of one control; [num_pairs]."""
+    return np.array([item.pairs[control].alignment.score for item in measured if control in item.pairs])
+
+
+def _other_fold(measured: Sequence[Measured], fold: int) -> Sequence[Measured]:
+    """What teaches a fold: the other ones, or everything when there are none."""
+    return [item for item in measured if item.fold != fold] or measured
+
+
+def _fit_confidence(
+    paired: Sequence[Measured], domains: Sequence[str], settings: Audit
+) -> dict[tuple[int, str], tuple[float, float]]:
+    """Small domains use the logistic of all."""
+    fitted = {}
+    for fold in range(NUM_FOLDS):
+        teachers = _other_fold(paired, fold)
+        for domain in domains:
+            own = [item for item in teachers if item.domain == domain]
+            chosen = own if len(own) >= settings.validity.min_domain_utterances else teachers
+            fitted[fold, domain] = fit_logistic(control_scores(chosen, ORIGINAL), control_scores(chosen, DECOY))
+    return fitted
+
+
+def _fit_length(
+    paired: Sequence[Measured], domains: Sequence[str], settings: Audit
+) -> dict[str, tuple[float, float] | None]:
+    """Small domains use the typical length of all."""
+    everywhere = typical_length([item.pairs[ORIGINAL] for item in paired])
+    fitted = {}
+    for domain in domains:
+        pairs = [item.pairs[ORIGINAL] for item in paired if item.domain == domain]
+        fitted[domain] = typical_length(pairs) if len(pairs) >= settings.validity.min_domain_utterances else everywhere
+    return fitted
+
+
+def _fit_word_scores(
+    paired: Sequence[Measured], domains: Sequence[str], alpha: float, settings: Audit
+) -> dict[tuple[int, str], float]:
+    fitted = {}
+    for fold in range(NUM_FOLDS):
+        teachers = _other_fold(paired, fold)
+        everywhere = [score for item in teachers for score in item.pairs[DECOY].alignment.word_scores]
+        for domain in domains:
+            own = [s for item in teachers if item.domain == domain for s in item.pairs[DECOY].alignment.word_scores]
+            enough = len(own) >= settings.calibration.min_domain_words
+            fitted[fold, domain] = float(np.quantile(own if enough else everywhere, 1 - alpha))
+    return fitted

@@ -1,0 +1,1 @@
+"""Error rates, their normalisation, and the statistics of comparing two rounds."""

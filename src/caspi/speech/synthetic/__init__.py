@@ -1,0 +1,1 @@
+"""Hebrew speech made by espeak-ng, with known words and word times."""
