@@ -7,6 +7,7 @@ training goes on. The weights under the adapters never change; a resumed run has
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -36,12 +37,12 @@ class Adapters:
             model,
         )
         for name, layer in self.layers().items():
-            first = layer.lora_A["default"].weight
+            first = cast(nn.Parameter, layer.lora_A["default"].weight)
             bound = first.shape[1] ** -0.5  # Kaiming's for a = sqrt(5), as peft and torch have it
             rng = seeded_generator(seed, "lora", name)
             drawn = torch.from_numpy(rng.uniform(-bound, bound, tuple(first.shape))).to(torch.float32)
             first.data = drawn.to(first.device)
-            second = layer.lora_B["default"].weight
+            second = cast(nn.Parameter, layer.lora_B["default"].weight)
             second.data = torch.zeros_like(second, dtype=torch.float32)
 
     def layers(self) -> dict[str, LoraLinear]:
@@ -57,7 +58,8 @@ class Adapters:
         kept = {name: layer.get_base_layer().weight for name, layer in layers.items()}
         for name, layer in layers.items():
             plain = layer.get_base_layer()
-            plain.weight = nn.Parameter(kept[name].detach().float() + layer.get_delta_weight("default"), False)
+            change = cast(torch.Tensor, layer.get_delta_weight("default"))
+            plain.weight = nn.Parameter(kept[name].detach().float() + change, False)
             self.replace(name, plain)
         try:
             yield

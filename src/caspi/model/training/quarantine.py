@@ -45,7 +45,8 @@ class Quarantine:
         everywhere = {item.id: item for part in all_gather_objects(new) for item in part}
         self.items |= everywhere
         if is_main_process():
-            write_jsonl(self.path, sorted(self.items.values(), key=lambda item: item.id))
+            in_order = sorted(self.items.values(), key=lambda item: item.id)
+            write_jsonl(self.path, in_order)
         if len(self.items) > self.max_fraction * self.num_training:
             raise RunFailed(
                 f"{len(self.items)} of {self.num_training} clips cannot be decoded, more than {self.max_fraction:.0%}; "
