@@ -55,10 +55,10 @@ class Adapters:
     def merged(self) -> Iterator[None]:
         """While the block runs, the model is a plain one whose weights hold what the adapters learnt."""
         layers = self.layers()
-        kept = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+        kept = {name: cast(nn.Parameter, layer.get_base_layer().weight) for name, layer in layers.items()}
         for name, layer in layers.items():
             plain = layer.get_base_layer()
-            change = cast(torch.Tensor, layer.get_delta_weight("default"))
+            change = layer.get_delta_weight("default")
             plain.weight = nn.Parameter(kept[name].detach().float() + change, False)
             self.replace(name, plain)
         try:
