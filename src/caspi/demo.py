@@ -23,6 +23,8 @@ Section = TypeVar("Section")
 RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
 RECIPE_IN_CHECKOUT = Path(__file__).parents[2] / "recipes" / "demo.toml"
 REVIEWER = "caspi demo"
+NUM_AUDITS_AT_ONCE = 2
+"""Beside the training, which ends first and leaves them both cores."""
 PLANNED_FOLDER = Path("demo")
 """Where the recipe's paths lie; `--output` moves them."""
 
@@ -46,7 +48,7 @@ def run(recipe: Recipe) -> int:
     with watch.step("Phase 0 of the training corpus, sign-off"):
         expect("audit", recipe, ExitCode.DONE)
         expect("gate", with_section(recipe, "gate", signoff=REVIEWER), ExitCode.DONE)
-    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+    with ProcessPoolExecutor(NUM_AUDITS_AT_ONCE, get_context("spawn")) as beside:
         audits = [(audit, beside.submit(audit_planted, recipe, audit)) for audit in recipe.demo.audits]
         with watch.step("training, strategies B and A; planted audits beside it"):
             expect("train", recipe, ExitCode.DONE)
