@@ -122,11 +122,22 @@ def test_the_guides_jq_lines_work(flow: Path) -> None:
         assert re.fullmatch(expected, result.stdout.strip()), (line, result.stdout)
 
 
-def test_the_same_command_after_the_end_changes_no_weight(flow: Path) -> None:
-    weights = (flow / "demo/qwen3-asr-hebrew-round2/model.safetensors").read_bytes()
+def test_the_same_command_after_the_end_writes_the_same_model(flow: Path) -> None:
+    folder = flow / "demo/qwen3-asr-hebrew-round2"
+    names = ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "trainer_state.json"]
+    before = {name: (folder / name).read_bytes() for name in names}
     result = caspi("train", "--recipe", "small.toml", folder=flow)
     assert result.returncode == 0, result.stderr
-    assert (flow / "demo/qwen3-asr-hebrew-round2/model.safetensors").read_bytes() == weights
+    assert [name for name in names if (folder / name).read_bytes() != before[name]] == []
+
+
+def test_a_demo_clears_no_folder_that_no_demo_wrote(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    result = caspi("demo", "--output", "mine", folder=tmp_path)
+    assert result.returncode == 2
+    assert "was not written by caspi demo" in result.stderr
+    assert (tmp_path / "mine/thesis.txt").exists()
 
 
 def test_the_gate_stays_shut_for_another_manifest(flow: Path) -> None:

@@ -22,6 +22,8 @@ Section = TypeVar("Section")
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
 RECIPE_IN_CHECKOUT = Path(__file__).parents[2] / "recipes" / "demo.toml"
+MARKER = ".caspi-demo"
+"""Says that a folder is the demo's, so that the next demo may clear it."""
 REVIEWER = "caspi demo"
 NUM_AUDITS_AT_ONCE = 2
 """Beside the training, which ends first and leaves them both cores."""
@@ -38,6 +40,7 @@ def run(recipe: Recipe) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are several times slower on models this small
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     recipe = demo_recipe(recipe)
+    clear_folder(recipe.demo.output)
     watch = StopWatch()
     with watch.step("tiny Round 1 model"):
         provide_base(recipe)
@@ -56,6 +59,20 @@ def run(recipe: Recipe) -> int:
     with watch.step("evaluation and comparison"):
         expect("compare", recipe, ExitCode.DONE, *(() if recipe.demo.round2_must_win else (ExitCode.NO,)))
     return finish(recipe, answers, watch)
+
+
+def clear_folder(folder: Path) -> None:
+    """Start anew where an earlier demo ran; touch nothing else.
+
+    Raises:
+        ValueError: the folder holds something that no demo wrote.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise ValueError(f"{folder} is not empty and was not written by caspi demo; choose another --output")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
 
 
 class StopWatch:
@@ -112,8 +129,6 @@ def provide_base(recipe: Recipe) -> None:
     from caspi.model.assets import TINY_BASE
 
     folder = Path(recipe.compare.round1_model)
-    if folder.exists():
-        shutil.rmtree(folder)
     if recipe.demo.rebuild_base:
         from caspi.model import tiny  # torch: seconds that a copy does not need
 

@@ -84,6 +84,7 @@ def save_asr(model: Qwen3ASRForConditionalGeneration, processor: Qwen3ASRProcess
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = greedy_generation(processor.tokenizer)
+    processor.tokenizer.backend_tokenizer.no_padding()  # left over from the last batch, and would be written
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, quiet_transformers():
         model.save_pretrained(temporary, save_original_format=False)
         processor.save_pretrained(temporary)

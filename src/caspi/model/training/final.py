@@ -35,6 +35,8 @@ def write_final_model(run: Run, checkpoint: Path, state: dict[str, Any], step: i
     if run.adapters:
         run.adapters.remove()
     load_weights(run.model, checkpoint)
+    # The Trainer's own mark; without it the same command after the end writes the same bytes.
+    vars(run.model.config).pop("use_cache", None)
     save_asr(run.model, run.processor, folder)
     prove_reload(run, folder)
     write_json(folder / STATE_FILE, state)
