@@ -23,8 +23,8 @@ from caspi.model.tiny_models import build_tiny_aligner, build_tiny_asr
 from caspi.model.training.batch import Encoder, Example
 from caspi.model.transcribers.local import transcribe
 from caspi.records import write_json
-from caspi.speech.alignment.sampling import seeded_generator
 from caspi.speech.scoring.score import wer
+from caspi.speech.seeds import seeded_generator
 from caspi.speech.synthetic.synth import SyntheticUtterance, UtterancePlan, draw_speakers, plan_utterances, render
 from caspi.speech.synthetic.synth_corpus import plan_test_sets
 

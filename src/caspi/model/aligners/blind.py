@@ -8,8 +8,8 @@ import numpy as np
 from caspi.config import Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign
 from caspi.speech.alignment.quality import Alignment
-from caspi.speech.alignment.sampling import seeded_generator
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
+from caspi.speech.seeds import seeded_generator
 
 
 class UniformAligner:

@@ -7,8 +7,8 @@ from caspi.config import Recipe
 from caspi.model.aligners.battery import Task, run_tasks
 from caspi.speech.alignment.calibration import Measured
 from caspi.speech.alignment.controls import DECOY, ORIGINAL, PlannedPair
-from caspi.speech.alignment.sampling import seeded_generator
 from caspi.speech.alignment.validity import separation
+from caspi.speech.seeds import seeded_generator
 from caspi.speech.synthetic.synth import lexicon
 
 SENTENCE_WORDS = 8

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, log_softmax, logsumexp
 
-from caspi.speech.alignment.sampling import seeded_generator
+from caspi.speech.seeds import seeded_generator
 
 BOUNDARY_RADIUS_BINS = 2
 MONOTONE_EPSILON = 0.02

@@ -8,7 +8,6 @@ is what an unconstrained decode would find. It serves the demo, the tests and CI
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +17,11 @@ from scipy.fft import dct
 from caspi.config import Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign
 from caspi.speech.alignment.quality import Alignment
-from caspi.speech.alignment.sampling import seeded_generator
 from caspi.speech.alignment.vad import FRAME_SECONDS, speech_mask
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
+from caspi.speech.seeds import seeded_generator
 from caspi.speech.synthetic.espeak import speak
+from caspi.speech.synthetic.synth import lexicon
 
 WINDOW_SAMPLES = 512
 HOP_SAMPLES = 320
@@ -257,9 +257,8 @@ def build_pool(voice: str) -> Matrix:
     Raises:
         ValueError: the espeak engine is not installed.
     """
-    lexicon = resources.files("caspi.speech.synthetic").joinpath("lexicon_he.txt").read_text(encoding="utf-8").split()
     generator = seeded_generator(0, "tts-dtw pool", voice)
-    sentences = generator.choice(lexicon, size=(NUM_POOL_SENTENCES, POOL_SENTENCE_WORDS)).tolist()
+    sentences = generator.choice(lexicon(), size=(NUM_POOL_SENTENCES, POOL_SENTENCE_WORDS)).tolist()
     frames = np.concatenate([render(tuple(sentence), voice).frames for sentence in sentences])
     return frames[np.sort(generator.permutation(len(frames))[:NUM_POOL_FRAMES])]
 

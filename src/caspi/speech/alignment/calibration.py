@@ -22,7 +22,7 @@ from caspi.speech.alignment.quality import (
     quality_reasons,
     typical_length,
 )
-from caspi.speech.alignment.sampling import hash_key
+from caspi.speech.seeds import hash_key
 
 NUM_FOLDS = 2
 

@@ -12,8 +12,8 @@ import soxr
 from numpy.typing import NDArray
 
 from caspi.config import Calibration
-from caspi.speech.alignment.sampling import hash_key, seeded_generator
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ
+from caspi.speech.seeds import hash_key, seeded_generator
 
 ORIGINAL = "original"
 DECOY = "K1_shuffle_similar"

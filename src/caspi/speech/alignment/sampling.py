@@ -4,7 +4,6 @@ The sample is nested: an utterance's place is decided by a hash of its id alone,
 smaller one, on every machine and in every order.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
 from caspi.config import Estimation
+from caspi.speech.seeds import hash_key, seeded_generator
 
 
 class Sample(NamedTuple):
@@ -50,14 +50,6 @@ class Stratum(NamedTuple):
     """[num_audited] the property whose share is asked for."""
     groups: tuple[str, ...]
     """[num_audited] recording or speaker; items of one group may resemble each other."""
-
-
-def hash_key(seed: int, purpose: str, item: str) -> str:
-    return hashlib.sha256(f"{seed}\0{purpose}\0{item}".encode()).hexdigest()
-
-
-def seeded_generator(seed: int, purpose: str, item: str = "") -> np.random.Generator:
-    return np.random.default_rng(int(hash_key(seed, purpose, item)[:16], 16))
 
 
 def draw_sample(

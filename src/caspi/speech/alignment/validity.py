@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from caspi.config import Audit
 from caspi.speech.alignment.calibration import Measured, Thresholds, control_scores, judge
 from caspi.speech.alignment.controls import DECOY, DEFECTS, DOSE, HARMLESS, ORIGINAL, dose_control
-from caspi.speech.alignment.sampling import clopper_pearson, seeded_generator
+from caspi.speech.alignment.sampling import clopper_pearson
+from caspi.speech.seeds import seeded_generator
 
 Status = Literal["valid", "degraded", "invalid", "too_small"]
 BLOCK_DRAWS = 100
