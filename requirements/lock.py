@@ -17,7 +17,7 @@ HEADER = "# Written by `make lock` from pyproject.toml; do not edit.\n"
 
 def main(uv: str, wheel_folders: list[str]) -> None:
     command = [uv, "pip", "compile", "--universal", "--python-version=3.11", "--generate-hashes", "--no-config"]
-    command += ["--no-header", "--no-annotate", "--extra=demo", "--group=dev", "--quiet", "--upgrade"]
+    command += ["--no-header", "--no-annotate", "--extra=demo", "--extra=ray", "--group=dev", "--quiet", "--upgrade"]
     result = subprocess.run([*command, "pyproject.toml"], cwd=HERE.parent, check=True, text=True, capture_output=True)
     pins: list[str] = []
     cuda: list[str] = []
