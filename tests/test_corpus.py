@@ -199,7 +199,7 @@ def test_a_file_that_is_wrong_as_a_whole_is_one_clear_line(
 def test_missing_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.jsonl does not exist"):
         open_manifest(tmp_path / "absent.jsonl")
-    with pytest.raises(ValueError, match=r"is not a file"):
+    with pytest.raises(ValueError, match=r"is not a file but a folder; for a folder: caspi prepare --datasets"):
         open_manifest(tmp_path)
     with pytest.raises(ValueError, match=r"absent does not exist, and is not an id"):
         open_dataset(tmp_path / "absent")
@@ -292,3 +292,34 @@ def test_a_dataset_that_cannot_be_had_says_what_to_do(hub_cache: Path) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert "then give the folder" in message
+
+
+def test_a_folder_of_sounds_with_their_texts_is_a_source_and_every_file_is_accounted_for(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    (folder / "call 7").mkdir(parents=True)
+    for name in ("a.wav", "call 7/b.flac", "silent.wav", "outside.wav", "windows.wav", "phone.m4a"):
+        (folder / name).write_bytes(b"x")
+    for name, text in {"a": "שלום", "call 7/b": "\ufeffבוקר\r\nטוב", "phone": "כן", "widow": "לא"}.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
+    (folder / "windows.txt").write_bytes("שלום".encode("windows-1255"))
+    (tmp_path / "secret.txt").write_text("root:x:0:0", encoding="utf-8")
+    (folder / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "notes.TXT").write_text("?")
+    source = open_dataset(folder)
+    items = list(source.items())
+    found = [(item.id, item.audio_path, item.text) for item in items if isinstance(item, RawItem)]
+    assert found == [
+        ("a", folder / "a.wav", "שלום"),
+        ("call 7/b", folder / "call 7" / "b.flac", "בוקר\r\nטוב"),
+        ("phone", folder / "phone.m4a", "כן"),
+    ]
+    rejected = {item.reason: item.detail for item in items if isinstance(item, Rejected)}
+    assert rejected.keys() == {"NO_TRANSCRIPT", "TEXT_OUTSIDE_ROOT", "INVALID_TEXT", "NO_AUDIO"}
+    assert "silent.wav" in rejected["NO_TRANSCRIPT"]
+    assert "widow.txt" in rejected["NO_AUDIO"]
+    assert source.unused_files == {"notes.TXT"}
+    before = source.fingerprint
+    (folder / "a.txt").write_text("שלוש", encoding="utf-8")
+    again = open_dataset(folder)
+    list(again.items())
+    assert again.fingerprint != before

@@ -24,6 +24,8 @@ from caspi.speech.corpora.corpus import RawItem, Source, open_sources
 from caspi.speech.text import alignment_words, normalize_transcript
 
 HASH_CHARACTERS = 32
+MAX_NAMED = 5
+"""Unused files that are named on the console; prepare_summary.json names all."""
 DAMAGED_CHARACTER = re.compile("[\ufffd\ud800-\udfff]")
 """What remains of text that was decoded with the wrong encoding."""
 
@@ -96,7 +98,14 @@ def read_sources(sources: Sequence[Source], section: Prepare) -> list[Entry]:
             raise ValueError(f"{source.location} holds no rows")
         if source.ignored_columns:
             print(f"{source.label}: columns not used: {', '.join(sorted(source.ignored_columns))}")
+        if source.unused_files:
+            print(f"{source.label}: neither sound nor text: {name_some(source.unused_files)}")
     return entries
+
+
+def name_some(names: set[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:MAX_NAMED]))
+    return shown + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def admit(item: RawItem, seen: set[str], section: Prepare) -> Entry:
@@ -236,6 +245,7 @@ def summarize(
                 "location": source.location,
                 "fingerprint": source.fingerprint,
                 "unused_columns": sorted(source.ignored_columns),
+                "unused_files": sorted(source.unused_files),
             }
             for source in sources
         ],

@@ -15,7 +15,8 @@ class Prepare(Section):
         "ivrit-ai/crowd-transcribe-v5",
         "ivrit-ai/crowd-recital-whisper-training",
     )
-    """Hugging Face dataset ids, local dataset folders or Parquet files. Ignored when `manifest` is given."""
+    """Hugging Face dataset ids, local dataset folders, folders of `name.wav` with `name.txt`, or Parquet files. Ignored
+    when `manifest` is given."""
     manifest: tuple[Path, ...] = ()
     """JSONL, CSV or TSV manifests with `audio_filepath` and `text`."""
     output: Path = Path("data")

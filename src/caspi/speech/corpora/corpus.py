@@ -1,7 +1,8 @@
 """Corpora, wherever they come from, as items: a transcript and where its audio is.
 
-A source is a JSONL, CSV or TSV manifest, a Parquet file with embedded audio, a dataset folder, or a dataset on the
-Hugging Face Hub. Every row becomes a `RawItem` or a `Rejected` with a reason; audio is taken as stored, never decoded.
+A source is a JSONL, CSV or TSV manifest, a Parquet file with embedded audio, a folder of sound files with a text beside
+each, a dataset folder, or a dataset on the Hugging Face Hub. Every row becomes a `RawItem` or a `Rejected` with a
+reason; audio is taken as stored, never decoded.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from caspi.config import Prepare
 from caspi.records import Rejected, sha256_of_file
-from caspi.speech.corpora import hub, tables
+from caspi.speech.corpora import hub, pairs, tables
 from caspi.speech.corpora.tables import BadRow, Row
 
 COLUMNS = {
@@ -77,6 +78,10 @@ class Source:
     split: str
     root: Path
     """Audio must lie below it."""
+    is_folder_of_pairs: bool = False
+    """The location is a folder of sound files, each with a text of its name beside it."""
+    unused_files: set[str] = field(default_factory=set)
+    """Files of such a folder that are neither."""
     ignored_columns: set[str] = field(default_factory=set)
     """Filled while items are read."""
     fingerprint: str = ""
@@ -88,7 +93,7 @@ class Source:
         Raises:
             ValueError: the source as a whole cannot be read.
         """
-        base = self.table.parent if self.table else self.root
+        base = self.table.parent if self.table else Path(self.location) if self.is_folder_of_pairs else self.root
         for number, row in self.rows():
             try:
                 yield self.item(row, number, base)
@@ -99,6 +104,10 @@ class Source:
         if self.table is not None:
             yield from tables.read_rows(self.table)
             self.fingerprint = sha256_of_file(self.table)
+        elif self.is_folder_of_pairs:
+            yield from pairs.read_pairs(Path(self.location))
+            self.unused_files = pairs.unused_files(Path(self.location))
+            self.fingerprint = pairs.fingerprint(Path(self.location))
         else:
             dataset = hub.load(self.location, self.split)
             self.fingerprint = dataset.fingerprint
@@ -163,6 +172,8 @@ def open_sources(section: Prepare) -> list[Source]:
 
 
 def manifest_source(path: Path, section: Prepare) -> Source:
+    if path.is_dir():
+        raise ValueError(f"manifest {path} is not a file but a folder; for a folder: caspi prepare --datasets {path}")
     if not path.is_file():
         raise ValueError(f"manifest {path} does not exist" if not path.exists() else f"manifest {path} is not a file")
     if path.suffix.lower() not in tables.SUFFIXES:
@@ -179,7 +190,9 @@ def dataset_source(name: str, section: Prepare) -> Source:
     if path.is_dir():
         metadata = metadata_file(path, section.split)
         label = path.resolve().name
-        return Source(label, str(path), metadata, section.split, (section.root or path).resolve())
+        root = (section.root or path).resolve()
+        has_pairs = metadata is None and not hub.is_dataset_folder(path) and pairs.holds_pairs(path)
+        return Source(label, str(path), metadata, section.split, root, is_folder_of_pairs=has_pairs)
     if not hub.is_hub_id(name):
         raise ValueError(f"dataset {name} does not exist, and is not an id of the Hugging Face Hub (OWNER/NAME)")
     return Source(name, name, None, section.split, hub.cache_folder())

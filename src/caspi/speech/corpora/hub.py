@@ -18,6 +18,12 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether the library itself wrote the folder, or keeps its tables in it as a repository does."""
+    written = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return written or any(folder.rglob("*.parquet"))
+
+
 def cache_folder() -> Path:
     """Where the library keeps audio files of datasets that do not embed them."""
     import datasets
