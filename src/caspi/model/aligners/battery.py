@@ -22,6 +22,7 @@ from caspi.model.aligners import MODEL_BACKENDS, Aligner, AlignmentItem, build_a
 from caspi.records import RunFailed
 from caspi.speech.alignment.controls import DISTORTIONS, PlannedPair
 from caspi.speech.alignment.quality import Alignment, Pair
+from caspi.speech.alignment.study import Outcome
 from caspi.speech.alignment.vad import FRAME_SECONDS, estimate_snr_db, speech_mask
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from caspi.speech.text import num_letters
@@ -41,16 +42,6 @@ class Task(NamedTuple):
     planned: tuple[PlannedPair, ...]
     spoken: tuple[str, ...] = ()
     """Words to synthesise instead of reading a file (self-test)."""
-
-
-class Outcome(NamedTuple):
-    id: str
-    pairs: dict[str, Pair]
-    failures: dict[str, str]
-    """Control to message, for pairs that could not be aligned."""
-    speech_seconds: float | None = None
-    snr_db: float | None = None
-    audio_error: str | None = None
 
 
 def run_tasks(tasks: Sequence[Task], recipe: Recipe) -> Iterator[Outcome]:

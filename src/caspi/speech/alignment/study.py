@@ -1,0 +1,147 @@
+"""What the audited utterances say once they are aligned: thresholds, judgements, findings (AUDIT sections 3 and 4)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from caspi.config import Audit
+from caspi.records import Utterance
+from caspi.speech.alignment import findings as found
+from caspi.speech.alignment.calibration import (
+    Judgement,
+    Measured,
+    Thresholds,
+    control_scores,
+    fit_thresholds,
+    fold_of,
+    judge,
+)
+from caspi.speech.alignment.controls import DECOY, ORIGINAL, Transcript
+from caspi.speech.alignment.estimate import ROUND_DIGITS, rounded
+from caspi.speech.alignment.findings import Finding
+from caspi.speech.alignment.quality import Pair
+from caspi.speech.alignment.sampling import Sample
+from caspi.speech.alignment.validity import Validity, assess
+from caspi.speech.text import alignment_words, num_letters
+
+
+class Outcome(NamedTuple):
+    id: str
+    pairs: dict[str, Pair]
+    failures: dict[str, str]
+    """Control to message, for pairs that could not be aligned."""
+    speech_seconds: float | None = None
+    snr_db: float | None = None
+    audio_error: str | None = None
+
+
+class Study(NamedTuple):
+    """Everything the report is made of, but for what ran where."""
+
+    sample: Sample
+    thresholds: Thresholds | None
+    validity: Validity
+    findings: list[Finding]
+    words: list[dict[str, Any]]
+    """Lines of word_spans.jsonl.gz."""
+
+
+def study_of(
+    audited: Sequence[Utterance],
+    transcripts: Mapping[str, Transcript],
+    outcomes: Mapping[str, Outcome],
+    sample: Sample,
+    settings: Audit,
+) -> Study:
+    """Set the thresholds on the decoys, judge every utterance, judge the audit itself.
+
+    Args:
+        transcripts, outcomes: by utterance id; an utterance that was not aligned has no outcome.
+    """
+    measured = [
+        Measured(u.id, u.domain, fold_of(u.group_id or u.id, settings.seed), outcomes[u.id].pairs)
+        for u in audited
+        if u.id in outcomes and ORIGINAL in outcomes[u.id].pairs
+    ]
+    thresholds = fit_thresholds(measured, settings) if any(item.is_paired for item in measured) else None
+    judged = {i.id: judge(i, ORIGINAL, thresholds, settings) for i in measured} if thresholds else {}
+    values = judged_by_id(measured, judged)
+    findings = [
+        finding_of(u, len(transcripts[u.id].words), outcomes.get(u.id), values.get(u.id), sample, settings)
+        for u in audited
+    ]
+    num_failed = sum(finding.is_failure for finding in findings)
+    validity = assess(measured, thresholds, num_failed, len(findings), settings)
+    if validity.status == "invalid":
+        findings = [finding.model_copy(update={"alignment_confidence": None}) for finding in findings]
+    words = [word_line(u, outcomes[u.id], judged[u.id]) for u in audited if u.id in judged]
+    return Study(sample, thresholds, validity, findings, words)
+
+
+def transcript_of(utterance: Utterance) -> Transcript:
+    words = tuple(word.text for word in alignment_words(utterance.text))
+    letters = sum(num_letters(word) for word in words)
+    return Transcript(utterance.id, utterance.domain, utterance.source, words, letters)
+
+
+def judged_by_id(measured: Sequence[Measured], judged: Mapping[str, Judgement]) -> dict[str, dict[str, Any]]:
+    """Measured fields of the findings."""
+    domains = {item.domain for item in measured}
+    decoys = {d: control_scores([item for item in measured if item.domain == d], DECOY) for d in domains}
+    return {i.id: found.judged_values(i, judged[i.id], decoys[i.domain]) for i in measured if i.id in judged}
+
+
+def finding_of(
+    utterance: Utterance,
+    num_words: int,
+    outcome: Outcome | None,
+    values: dict[str, Any] | None,
+    sample: Sample,
+    settings: Audit,
+) -> Finding:
+    """One audited utterance; whatever could not be measured is low quality for a reason that says so."""
+    reason, error = None, None
+    if num_words == 0:
+        reason, error = "EMPTY_TRANSCRIPT", "the transcript has no word"
+    elif utterance.duration > settings.quality.max_duration_seconds:
+        limit = settings.quality.max_duration_seconds
+        reason, error = "TOO_LONG", f"{utterance.duration:.1f} s, the aligner takes at most {limit:g} s"
+    elif outcome is None or outcome.audio_error is not None:
+        reason, error = "AUDIO_ERROR", outcome.audio_error if outcome else "not reached"
+    elif values is None:
+        reason, error = "ALIGN_ERROR", outcome.failures.get(ORIGINAL, "there is no decoy to calibrate against")
+    failed = {"low_quality": True, "reasons": [reason], "error": error}
+    domain = utterance.domain
+    return Finding(
+        sample_id=utterance.id,
+        group_id=utterance.group_id,
+        domain=domain,
+        audio_duration=round(utterance.duration, ROUND_DIGITS),
+        transcript_length=len(utterance.text),
+        words=num_words,
+        weight=round(sample.population[domain] / sample.drawn[domain], ROUND_DIGITS),
+        speech_seconds=rounded(outcome.speech_seconds) if outcome else None,
+        snr_db=rounded(outcome.snr_db) if outcome else None,
+        **(failed if values is None else rounded(values)),
+    )
+
+
+def word_line(utterance: Utterance, outcome: Outcome, judgement: Judgement) -> dict[str, Any]:
+    alignment = outcome.pairs[ORIGINAL].alignment
+    words = [
+        {
+            "w": word.text,
+            "char": [word.start, word.end],
+            "s": span[0] if span else None,
+            "e": span[1] if span else None,
+            "score": score,
+            "aligned": bool(accepted),
+        }
+        for word, span, score, accepted in zip(
+            alignment_words(utterance.text),
+            alignment.spans,
+            alignment.word_scores,
+            judgement.measures.accepted,
+            strict=True,
+        )
+    ]
+    return {"id": utterance.id, "words": words}
