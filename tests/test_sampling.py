@@ -112,8 +112,11 @@ def test_known_intervals_come_out() -> None:
         ((7000, 64_000, 2579), (1000, 1000, 500), (0.123, 0.038, 0.062)),
         ((400, 300, 60), (60, 60, 30), (0.10, 0.10, 0.10)),
         ((60_000, 12_000, 1579), (120, 120, 60), (0.10, 0.03, 0.06)),
+        ((500, 9000, 500), (120, 120, 60), (0.30, 0.015, 0.10)),
+        ((3000, 66_000, 2000), (80, 80, 40), (0.20, 0.03, 0.10)),
+        ((60_000, 12_000, 1579), (40, 40, 20), (0.10, 0.03, 0.06)),
     ],
-    ids=["the guide", "small corpus", "mostly noisy"],
+    ids=["the guide", "small corpus", "mostly noisy", "heavy and nearly clean", "heavy with few hits", "tiny sample"],
 )
 def test_the_interval_covers_the_truth_as_often_as_it_promises(
     sizes: tuple[int, ...], audited: tuple[int, ...], shares: tuple[float, ...]
@@ -127,8 +130,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_promises(
         interval = estimate_share(strata(*zip(sizes, audited, hits, strict=True)), SETTINGS, 1)
         covered += interval.lower <= truth <= interval.upper
         below_upper += truth <= interval.upper
-    assert covered / repetitions >= 0.87
-    assert below_upper / repetitions >= 0.93
+    assert covered / repetitions >= 0.88
+    assert below_upper / repetitions >= 0.94
 
 
 def test_utterances_of_one_recording_count_for_less() -> None:

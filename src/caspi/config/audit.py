@@ -78,7 +78,7 @@ class Estimation(Section):
     power_fraction: Fraction = 0.90
     """Probability with which the recommended number of samples settles the decision."""
     korn_graubard_below: Count = 5
-    """With fewer low quality utterances than this, the more conservative Korn-Graubard interval is used."""
+    """A domain with fewer low quality utterances than this gets the more conservative Korn-Graubard interval."""
     num_bootstrap_draws: Count = 2000
     """Draws of whole recordings that measure how much utterances of one recording resemble each other."""
 

@@ -11,7 +11,7 @@ from caspi.records import Record
 from caspi.speech.alignment.calibration import Judgement, Measured
 from caspi.speech.alignment.controls import DECOY, ORIGINAL
 from caspi.speech.alignment.quality import FAILURES, Pair
-from caspi.speech.alignment.sampling import Stratum, clopper_pearson, wilson
+from caspi.speech.alignment.sampling import Stratum, stratum_limits
 
 QUANTILES = {"p10": 0.10, "p25": 0.25, "p50": 0.50, "p75": 0.75, "p90": 0.90}
 
@@ -162,22 +162,15 @@ def domain_statistics(
 
 
 def domain_interval(stratum: Stratum, settings: Audit) -> dict[str, Any]:
-    """Share of low quality in one domain, in percent; a domain audited whole has no sampling error."""
-    count, hits = len(stratum.hits), int(stratum.hits.sum())
-    level, point = settings.estimation.confidence_fraction, hits / count
-    if count == stratum.population:
-        lower, upper, method = point, point, "census"
-    elif hits < settings.estimation.korn_graubard_below:
-        (lower, upper), method = clopper_pearson(hits, count, 1 - level), "korn_graubard"
-    else:
-        (lower, upper), method = wilson(point, count, 1 - level), "wilson_neff"
+    """Share of low quality in one domain, in percent."""
+    lower, upper, method = stratum_limits(stratum, settings.estimation)
     return {
-        "point": round(100 * point, 6),
+        "point": round(100 * float(stratum.hits.mean()), 6),
         "lower": round(100 * lower, 6),
         "upper": round(100 * upper, 6),
-        "level": level,
+        "level": settings.estimation.confidence_fraction,
         "method": method,
-        "n_eff": float(count),
+        "n_eff": float(len(stratum.hits)),
         "deff": 1.0,
     }
 
