@@ -54,8 +54,8 @@ def test_the_guides_run_is_planned_with_its_steps_and_price(
     assert main(["plan", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [stage["optimizer_steps"] for stage in result["stages"]] == [2 * 1150, 3 * 1150]
-    assert result["usd"]["per_hour"] == 3.20
-    assert result["usd"]["total"] == pytest.approx(3.20 * result["hours"]["paid"])
+    assert result["usd"]["per_hour"] == 3.98
+    assert result["usd"]["total"] == pytest.approx(3.98 * result["hours"]["paid"])
     assert result["memory_gb"]["total"] == pytest.approx(27.0, abs=0.5)
 
 
@@ -70,7 +70,7 @@ def test_a_small_card_does_not_fit_and_exits_1(
 
 
 def test_an_unknown_price_or_gpu_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--gpu", "H200-141GB", "--num-gpus", "1"]) == 2
+    assert main(["plan", "--gpu", "L40S-48GB", "--num-gpus", "1"]) == 2
     assert "give --price" in capsys.readouterr().err
     assert main(["plan", "--gpu", "TPU"]) == 2
     assert "known: A100-40GB" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_gpus_are_read_as_nvidia_smi_writes_them(tmp_path: Path, nvidia_smi: Cal
     view = see(write_run(tmp_path / "run", entries, num_processes=2, train_seconds=3600.0), 10.0)
     assert kinds(view) == ["GPU_HOT"]
     assert "GPU 1 has 88 °C, above 85 °C" in view.alerts[0].message
-    assert view.usd_per_hour == 3.20, "the guide's price of two A100-40GB"
+    assert view.usd_per_hour == 3.98, "the table's price of two A100-40GB"
     assert view.gpu_memory_gib == 31.5
     finished = see(write_run(tmp_path / "run", entries, state="done"), 10.0)
     assert kinds(finished) == [], "heat after the run is not the run's"

@@ -7,12 +7,10 @@ them. Memory is that of the widest stage at the longest admitted clips.
 import math
 from typing import Any, NamedTuple
 
-from caspi.config import Plan, Recipe, Stage, Train
+from caspi.config import Plan, Price, Recipe, Stage, Train
 from caspi.model import footprint
-from caspi.ops.cost import Gpu, Price, find_gpu, find_price, recognise_gpu
+from caspi.ops.cost import SECONDS_PER_HOUR, Gpu, find_gpu, find_price, price_table, recognise_gpu
 from caspi.records import ExitCode, dump_json, read_manifest
-
-SECONDS_PER_HOUR = 3600
 
 
 class Corpus(NamedTuple):
@@ -24,8 +22,7 @@ class Corpus(NamedTuple):
 def run(recipe: Recipe) -> int:
     plan, train = recipe.plan, recipe.train
     gpu = find_gpu(plan.gpu)
-    price = Price("given", plan.gpu, plan.num_gpus, plan.price, "", "--price") if plan.price else None
-    price = price or find_price(plan.gpu, plan.num_gpus)
+    price = given_price(plan) or find_price(plan.gpu, plan.num_gpus, price_table(plan.prices))
     shape = footprint.shape_of(train.base_model)
     corpus = corpus_of(train, plan)
     parts = footprint.parameters(shape, train.num_audio_top_layers, train.num_llm_top_layers)
@@ -34,6 +31,14 @@ def run(recipe: Recipe) -> int:
     result = summary(parts, stages, memory, corpus, plan, gpu, price)
     print(dump_json(result, indent=2)) if plan.json_output else show(result, plan, price)
     return ExitCode.DONE if result["fits"] else ExitCode.NO
+
+
+def given_price(plan: Plan) -> Price | None:
+    if plan.price is None:
+        return None
+    return Price(
+        provider="given", gpu=plan.gpu, num_gpus=plan.num_gpus, usd_per_hour=plan.price, date="today", source="--price"
+    )
 
 
 def corpus_of(train: Train, plan: Plan) -> Corpus:
@@ -123,7 +128,7 @@ def summary(
             "paid": paid_hours,
         },
         "usd": {"per_hour": price.usd_per_hour, "total": paid_hours * price.usd_per_hour},
-        "price": price._asdict(),
+        "price": price.model_dump(),
         "basis": f"predicted at {plan.mfu_fraction:.0%} of the peak rate",
     }
 

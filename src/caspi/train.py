@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from caspi import gate
@@ -32,6 +31,7 @@ from caspi.ops.training.final_upload import upload_final
 from caspi.ops.training.health import HealthMonitor
 from caspi.ops.training.run_lock import only_run_in
 from caspi.ops.training.signals import StopRequest, stop_request
+from caspi.ops.training.spending import Spending, count_spending
 from caspi.ops.training.tracking import (
     FILE_ONLY,
     MetricsFile,
@@ -43,6 +43,7 @@ from caspi.ops.training.tracking import (
 )
 from caspi.ops.training.training_record import (
     CheckpointKeeper,
+    Progress,
     TrainingRecord,
     check_same_recipe,
     data_sha256,
@@ -112,7 +113,7 @@ def run_process(recipe: Recipe, opened: dict[str, Any]) -> int:
 
 
 def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
-    config = recipe.train
+    config, began = recipe.train, time.monotonic()
     print_configuration(config)
     announce_gate(opened)
     split = load_data(config)
@@ -122,13 +123,14 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     quarantine = open_quarantine(config, is_resumed=checkpoint is not None)
     split = check_data(split, quarantine)
     record = TrainingRecord(recipe, previous_record(config.output_dir))
+    spending = count_spending(recipe, record, began, stop, num_processes())
     update(record, gate=opened, data_sha256=data_hash, num_processes=num_processes())
     store = CheckpointKeeper(config, wanted, data_hash, num_processes())
     micro_batch_size = checkpoint.marker.micro_batch_size if checkpoint else None
     this = build_run(recipe, split, quarantine, store, stop, num_processes(), micro_batch_size)
     if is_main_process():
         check_disk(this)
-    reporters = start_reporting(this, recipe, record)
+    reporters = start_reporting(this, recipe, record, spending)
     prove_supervision(this)
     exit_code = train_stages(this, checkpoint, record)
     if not exit_code and is_main_process():
@@ -138,6 +140,8 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
             update(record, **upload_final(config.output_dir, config.hub_model_id))
     for reporter in reporters:
         reporter.finish(exit_code)
+    if is_main_process():
+        spending.keep()
     return exit_code
 
 
@@ -187,19 +191,22 @@ def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Ch
     return all_gather_objects(found)[0]
 
 
-def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord) -> list[WeightsAndBiases]:
+def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord, spending: Spending) -> list[WeightsAndBiases]:
     """Adds the reporters to the run; returns those that want to know how it ends."""
     folder = this.config.output_dir
     switches = [span.first_step for span in this.spans[1:]]
+    monitor = HealthMonitor(health_limits(recipe), switches, folder / METRICS_FILE, lambda: ask_to_stop(this))
     this.callbacks += [
         MetricsFile(folder / METRICS_FILE),
-        HealthMonitor(health_limits(recipe), switches, folder / METRICS_FILE, lambda: ask_to_stop(this)),
+        monitor,
         TensorBoard(folder / "runs"),
         Milestones(this.config.num_epochs(), this.plan.steps_per_epoch),
         Progress(record),
     ]
     if not is_main_process():
         return []
+    spending.tell = monitor.tell
+    this.callbacks.append(spending)
     plan = plan_wandb(os.environ)
     log.info("W&B: %s (%s)\n", plan.mode, plan.reason)
     if plan.mode == "off":
@@ -239,29 +246,6 @@ def check_disk(this: Run) -> None:
 
 def ask_to_stop(this: Run) -> None:
     this.stop.exit_code = this.stop.exit_code or int(ExitCode.NOT_MEASURED)
-
-
-class Progress(TrainerCallback):
-    """Keeps run.json up to date at every save: seconds spent in training, all starts together, and peak memory."""
-
-    def __init__(self, record: TrainingRecord) -> None:
-        self.record = record
-        self.began = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.monotonic()
-        seconds = self.record.content.get("train_seconds", 0.0) + now - self.began
-        peaks = [entry["gpu_memory_gib"] for entry in state.log_history if "gpu_memory_gib" in entry]
-        update(
-            self.record,
-            train_seconds=round(seconds, 3),
-            steps_done=state.global_step,
-            peak_gpu_memory_gib=max(peaks) if peaks else None,
-        )
-        self.began = now
 
 
 def prove_supervision(this: Run) -> None:

@@ -14,11 +14,13 @@ from caspi.config.base import Count, Fraction, Language, Percent, Positive, Sect
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
 from caspi.config.operations import Check, Env, Plan, Watch
+from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
 from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Stage, Train
 
 __all__ = [
+    "PRICES",
     "STRATEGY_A",
     "STRATEGY_B",
     "Audit",
@@ -42,6 +44,7 @@ __all__ = [
     "PlantedAudit",
     "Positive",
     "Prepare",
+    "Price",
     "QualityThresholds",
     "Recipe",
     "Requests",

@@ -56,7 +56,10 @@ class Plan(Section):
     """GPU model, see `ops.cost.GPUS`."""
     num_gpus: Count = 2
     price: Positive | None = None
-    """USD per hour for all GPUs together; default: the dated table in `ops.cost`."""
+    """USD per hour for all GPUs together; default: the dated table in `config.prices`."""
+    prices: Path | None = None
+    """TOML file of `[[price]]` tables (provider, gpu, num_gpus, usd_per_hour, is_spot, date, source) that come before
+    the dated table."""
     mfu_fraction: Annotated[float, Field(gt=0, le=1)] = 0.04
     """Share of the GPU's peak that training reaches. 0.04 is what Round 1 reached on A100s with the official script."""
     num_utterances: Count = 73_579
@@ -88,7 +91,7 @@ class Watch(Section):
     bundle: Path | None = None
     """Pack what a bug report needs into this .tar.gz, without secrets, and stop."""
     price: Positive | None = None
-    """USD per hour for all GPUs together; default: the recipe's, or that of the GPUs of this machine in `ops.cost`."""
+    """USD per hour for all GPUs together; default: the recipe's, or that of this machine's GPUs in `config.prices`."""
     refresh_seconds: Positive = 5.0
     """Time between two looks at the run."""
     max_silence_seconds: Positive = 900.0

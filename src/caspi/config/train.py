@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field, model_validator
 
 from caspi.config.base import Count, Fraction, Positive, Section
@@ -150,6 +151,10 @@ class Train(Section):
     """Nats per target token before step 1. A pretrained model is far below, a vocabulary of 152,000 guesses at 11.9;
     above it labels, audio and weights do not belong together."""
     health: Health = Health()
+    price: Positive | None = None
+    """USD per hour for all GPUs together; default: `plan.price`, else that of the GPUs of this machine."""
+    max_budget_usd: Annotated[Positive | None, tyro.conf.arg(aliases=["--max-budget"])] = None
+    """USD of all starts together at which the run saves and stops with exit code 3."""
     shutdown_seconds: Count = 300
     """With several processes: time to save after a signal, before they are killed."""
     seed: int = 42

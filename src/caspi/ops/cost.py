@@ -1,6 +1,15 @@
-"""GPUs and what they cost. Prices age: each carries its date and source, and a flag or recipe overrides it."""
+"""GPUs, what they cost, and what a run has cost so far. A price that nobody gave is unknown, never guessed."""
 
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from pydantic import Field, ValidationError
+
+from caspi.config import PRICES, Price, Section, one_line
+
+SECONDS_PER_HOUR = 3600
 
 
 class Gpu(NamedTuple):
@@ -19,20 +28,23 @@ GPUS = {
 }
 
 
-class Price(NamedTuple):
-    provider: str
-    gpu: str
-    num_gpus: int
-    usd_per_hour: float
-    date: str
+class HourlyPrice(NamedTuple):
+    """What an hour of all GPUs of a run costs."""
+
+    usd_per_hour: float | None
+    """None: unknown."""
     source: str
+    """Where the price is from, or how to give it."""
+
+    def usd_for(self, seconds: float | None) -> float | None:
+        """None while the price or the time is unknown."""
+        if seconds is None or self.usd_per_hour is None:
+            return None
+        return seconds / SECONDS_PER_HOUR * self.usd_per_hour
 
 
-PRICES = [
-    Price("Lambda", "A100-40GB", 2, 3.20, "2026-02-10", "deployment guide; not verified"),
-    Price("RunPod", "A100-40GB", 2, 3.40, "2026-02-10", "deployment guide; its catalog lists only A100-80GB"),
-    Price("Hugging Face", "A100-40GB", 2, 3.00, "2026-02-10", "deployment guide; 2x A100 is not offered"),
-]
+class PriceFile(Section):
+    price: tuple[Price, ...] = Field(min_length=1)
 
 
 def find_gpu(name: str) -> Gpu:
@@ -53,15 +65,58 @@ def recognise_gpu(device_name: str) -> str | None:
     return exact[0] if exact else found[0] if len(found) == 1 else None
 
 
-def find_price(gpu: str, num_gpus: int) -> Price:
+def price_table(file: Path | None) -> tuple[Price, ...]:
+    """The dated table of `config.prices`, and before it the `[[price]]` tables of a TOML file, if one is given.
+
+    Raises:
+        ValueError: the file is missing, not TOML, or holds something else than prices.
+    """
+    if file is None:
+        return PRICES
+    try:
+        return (*PriceFile.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))).price, *PRICES)
+    except ValidationError as error:
+        raise ValueError(f"prices in {file}: {one_line(error)}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"prices {file} cannot be read as TOML: {error}") from None
+
+
+def find_price(gpu: str, num_gpus: int, table: Sequence[Price] = PRICES, is_spot: bool = False) -> Price:
     """The first price of the table for these GPUs.
 
     Raises:
         ValueError: the table has none; prices are never guessed.
     """
-    for price in PRICES:
-        if (price.gpu, price.num_gpus) == (gpu, num_gpus):
+    for price in table:
+        if (price.gpu, price.num_gpus, price.is_spot) == (gpu, num_gpus, is_spot):
             return price
     raise ValueError(
-        f"no price is known for {num_gpus}x {gpu}: give --price with the USD per hour of all GPUs together"
+        f"no {'spot ' * is_spot}price is known for {num_gpus}x {gpu}: give --price with the USD per hour of all GPUs "
+        "together"
     )
+
+
+def hourly_price(
+    stated: Iterable[tuple[float | None, str]],
+    device_names: Iterable[str],
+    num_gpus: int,
+    table: Sequence[Price] = PRICES,
+) -> HourlyPrice:
+    """The first price that somebody stated, else that of the table for these cards.
+
+    Args:
+        stated: USD per hour (None: not given) and who says so, the strongest first.
+        device_names: of the cards, as CUDA or nvidia-smi calls them; empty where there are none.
+    """
+    for usd_per_hour, source in stated:
+        if usd_per_hour is not None:
+            return HourlyPrice(usd_per_hour, source)
+    names = {recognise_gpu(name) for name in device_names}
+    name = names.pop() if len(names) == 1 else None
+    if name is None:
+        return HourlyPrice(None, "unknown: give --price with the USD per hour of all GPUs together")
+    try:
+        price = find_price(name, num_gpus, table)
+    except ValueError as error:
+        return HourlyPrice(None, str(error))
+    return HourlyPrice(price.usd_per_hour, f"{price.provider} {price.date}, {price.source}")

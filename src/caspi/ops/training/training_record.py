@@ -1,11 +1,14 @@
 """What a training run writes about itself, and what it may be resumed with."""
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from caspi.config import Recipe, Train
 from caspi.ops import provenance
@@ -17,7 +20,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         *("manifest", "output_dir", "gate_report", "signoff_file", "accept_risk", "yes", "overwrite_recipe"),
         *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
         *("logging_steps", "save_total_limit", "eval_batch_size", "final_model", "push_to_hub", "hub_model_id"),
-        *("max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
+        *("max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds", "price", "max_budget_usd"),
     }
 )
 """Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
@@ -105,11 +108,36 @@ class TrainingRecord:
             "wandb_run_id": (previous or {}).get("wandb_run_id") or uuid.uuid4().hex[:12],
             "starts": [*(previous or {}).get("starts", []), now()],
             "train_seconds": (previous or {}).get("train_seconds", 0.0),
+            "paid_seconds": (previous or {}).get("paid_seconds", (previous or {}).get("train_seconds", 0.0)),
         }
 
     def update(self, **facts: Any) -> None:
         self.content |= facts | {"updated": now()}
         write_json(self.path, self.content)
+
+
+class Progress(TrainerCallback):
+    """Keeps run.json up to date at every save: seconds spent in training, all starts together, and peak memory."""
+
+    def __init__(self, record: TrainingRecord) -> None:
+        self.record = record
+        self.began = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        seconds = self.record.content.get("train_seconds", 0.0) + now - self.began
+        peaks = [entry["gpu_memory_gib"] for entry in state.log_history if "gpu_memory_gib" in entry]
+        self.record.update(
+            train_seconds=round(seconds, 3),
+            steps_done=state.global_step,
+            peak_gpu_memory_gib=max(peaks) if peaks else None,
+        )
+        self.began = now
 
 
 def now() -> str:

@@ -78,6 +78,8 @@ class RecordedStage(Recorded):
 
 class RecordedTrain(Recorded):
     stages: list[RecordedStage] = []
+    price: Positive | None = None
+    max_budget_usd: Positive | None = None
 
 
 class RecordedPlan(Recorded):
@@ -109,6 +111,8 @@ class RunRecord(Recorded):
     """At the newest save since the last start."""
     train_seconds: float = 0.0
     """Up to there, all starts together."""
+    paid_seconds: float | None = None
+    """Up to `updated`, all starts together, loading included; None: an older run, which has only `train_seconds`."""
     num_processes: Count = 1
     wandb_url: str | None = None
     wandb_run_id: str | None = None

@@ -62,7 +62,7 @@ def rows(view: RunView) -> Iterator[tuple[str, str]]:
         yield f"GPU {gpu.index}", gpu_text(gpu)
     if not view.gpus:
         yield "GPUs", view.gpus_note
-    yield "time", f"{duration(view.seconds_spent)} spent in training, {duration(view.seconds_left)} left"
+    yield "time", f"{duration(view.seconds_spent)} spent, {duration(view.seconds_left)} left"
     yield "cost", cost(view)
     yield "checkpoint", "none yet" if view.newest_checkpoint_step is None else f"step {view.newest_checkpoint_step}"
     if view.wandb_url:

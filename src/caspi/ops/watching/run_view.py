@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from caspi.config import Watch
-from caspi.ops.cost import find_price, recognise_gpu
+from caspi.ops.cost import HourlyPrice, hourly_price
 from caspi.ops.training.artifacts import MARKER, checkpoint_folders, step_of
 from caspi.ops.watching.gpus_now import GpuNow, NoGpus, read_gpus
 from caspi.ops.watching.run_alerts import RunAlert, find_alerts
@@ -23,8 +22,6 @@ from caspi.ops.watching.run_metrics import (
 )
 from caspi.ops.watching.run_state import ALIVE, State, judge_state, last_error
 from caspi.records import Record
-
-SECONDS_PER_HOUR = 3600
 
 
 class Evaluation(Record):
@@ -75,7 +72,7 @@ class RunView(Record):
     """Of this machine, now."""
     gpus_note: str
     seconds_spent: float
-    """In training, all starts together; loading counts since the last start."""
+    """By the run, all starts together, loading, evaluating and saving included."""
     seconds_left: float | None
     usd_per_hour: float | None
     price_source: str
@@ -86,11 +83,6 @@ class RunView(Record):
     num_damaged_lines: int
     has_torn_line: bool
     alerts: list[RunAlert]
-
-
-class Price(NamedTuple):
-    usd_per_hour: float | None
-    source: str
 
 
 def look(folder: Path, settings: Watch, now: float) -> RunView:
@@ -143,8 +135,8 @@ def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
         seconds_left=left,
         usd_per_hour=price.usd_per_hour,
         price_source=price.source,
-        usd_spent=usd(spent, price),
-        usd_left=usd(left, price),
+        usd_spent=price.usd_for(spent),
+        usd_left=price.usd_for(left),
         num_starts=len(run.record.starts),
         wandb_url=run.record.wandb_url,
         num_damaged_lines=run.metrics.num_damaged_lines,
@@ -178,7 +170,10 @@ def newest_checkpoint_step(folder: Path) -> int | None:
 
 
 def seconds_spent(run: RunFiles, until: float) -> float:
-    """run.json knows the time up to the newest save; what came since is added."""
+    """run.json knows the time up to its newest entry; what came since is added."""
+    record = run.record
+    if record.paid_seconds is not None and record.updated is not None:
+        return record.paid_seconds + max(0.0, until - max(record.updated.timestamp(), record.last_start()))
     dated = [entry for entry in run.metrics.entries if "time" in entry]
     saved = [entry["time"] for entry in dated if entry["step"] <= run.record.steps_done]
     since = max([*saved[-1:], run.record.last_start()]) or (dated[0]["time"] if dated else until)
@@ -203,26 +198,13 @@ def seconds_left(run: RunFiles, course: Course | None, state: State, window: int
     return float(max(0.0, pace * (course.num_steps - newest_step) - max(0.0, now - used[-1]["time"])))
 
 
-def price_of(run: RunFiles, settings: Watch, gpus: Sequence[GpuNow]) -> Price:
-    """The flag's, else the recipe's, else the table's for the GPUs of this machine; it is never guessed."""
-    if settings.price is not None:
-        return Price(settings.price, "--price")
-    if run.record.recipe.plan.price is not None:
-        return Price(run.record.recipe.plan.price, "plan.price of the recipe")
-    if not any("gpu_memory_gib" in entry for entry in run.metrics.training()):
-        return Price(None, "unknown: the run has not measured a GPU; give --price with the USD per hour")
-    names = {recognise_gpu(gpu.name) for gpu in gpus}
-    name = names.pop() if len(names) == 1 else None
-    if name is None:
-        return Price(None, "unknown: give --price with the USD per hour of all GPUs together")
-    try:
-        price = find_price(name, run.record.num_processes)
-    except ValueError as error:
-        return Price(None, str(error))
-    return Price(price.usd_per_hour, f"{price.provider} {price.date}, {price.source}")
-
-
-def usd(seconds: float | None, price: Price) -> float | None:
-    if seconds is None or price.usd_per_hour is None:
-        return None
-    return seconds / SECONDS_PER_HOUR * price.usd_per_hour
+def price_of(run: RunFiles, settings: Watch, gpus: Sequence[GpuNow]) -> HourlyPrice:
+    """The flag's, else the recipe's, else the table's for the GPUs of this machine."""
+    recipe = run.record.recipe
+    stated = [
+        (settings.price, "--price"),
+        (recipe.train.price, "train.price of the recipe"),
+        (recipe.plan.price, "plan.price of the recipe"),
+    ]
+    has_measured = any("gpu_memory_gib" in entry for entry in run.metrics.training())
+    return hourly_price(stated, [gpu.name for gpu in gpus] if has_measured else [], run.record.num_processes)
