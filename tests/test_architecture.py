@@ -26,9 +26,9 @@ FLOW = [
     "report",
     "demo",
 ]
-FOUNDATION = {"config", "records"}
+FOUNDATION = {"config", "records", "files"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
-WITHOUT_TORCH = ["cli", "config", "records", "gate", "compare", "env", "plan", "rollback", "watch"]
+WITHOUT_TORCH = ["cli", "config", "files", "records", "gate", "compare", "env", "plan", "rollback", "watch"]
 
 
 def imports_of(path: Path) -> set[str]:

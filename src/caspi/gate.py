@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from caspi.config import Recipe
+from caspi.files import read_text
 from caspi.ops.audit.alignment_report import SIGNS, GateView, read_gate_view
 from caspi.records import AnswerIsNo, ExitCode, Record, sha256_of_file
 
@@ -171,11 +172,11 @@ def accepted_risks(signoff_path: Path) -> dict[str, str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_text(path).splitlines()
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"sign-off file {path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"sign-off file {error}; sign into another with --signoff-file") from None
 
 
 def _accept_or_close(

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caspi.config import one_line
+from caspi.files import numbered_lines
 
 
 class ExitCode(IntEnum):
@@ -239,18 +240,13 @@ def read_jsonl(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
         ValueError: the file is missing or a line is not such a record; the message names file, line and problem.
     """
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield record.model_validate_json(line)
-                except ValidationError as error:
-                    raise ValueError(f"{path} line {number}: {one_line(error)}") from None
+        for number, line in numbered_lines(path):
+            try:
+                yield record.model_validate_json(line)
+            except ValidationError as error:
+                raise ValueError(f"{path} line {number}: {one_line(error)}") from None
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:

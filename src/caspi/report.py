@@ -1,11 +1,11 @@
 """HTML pages: self-contained, no network, open from disk. Every figure is read from the files of the steps."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from caspi.config import Recipe
+from caspi.files import read_object
 from caspi.ops.charts import comparison_svg, training_svg
 from caspi.ops.pages import environment, style
 from caspi.records import Prediction, read_jsonl, write_atomically
@@ -51,11 +51,9 @@ def write_index(recipe: Recipe) -> Path:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run the step that writes it first") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def unique_steps(entries: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """`caspi train`: pass the gate, run the stages one after the other, save the final model. Resumes by itself."""
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from caspi import gate
 from caspi.config import Health, Recipe, Train
+from caspi.files import read_object
 from caspi.model.training.batch import StepCollator, check_supervision
 from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
 from caspi.model.training.final import choose_step, read_state, write_final_model
@@ -293,8 +293,7 @@ def previous_record(folder: Path) -> dict[str, Any] | None:
     path = folder / "run.json"
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_object(path)
 
 
 def update(record: TrainingRecord, **facts: Any) -> None:

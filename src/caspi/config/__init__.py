@@ -18,6 +18,7 @@ from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
 from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Stage, Train
+from caspi.files import read_text
 
 __all__ = [
     "PRICES",
@@ -61,6 +62,9 @@ __all__ = [
 ]
 
 
+MAX_RECIPE_MIB = 1.0
+
+
 class Recipe(Section):
     language: Language = Language()
     check: Check = Check()
@@ -87,10 +91,12 @@ def load_recipe(path: Path | None) -> Recipe:
     if path is None:
         return Recipe()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path, MAX_RECIPE_MIB))
     except FileNotFoundError:
         raise ValueError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"recipe {path} cannot be read as TOML: it is nested too deeply") from None
+    except ValueError as error:  # also for numbers of thousands of digits
         raise ValueError(f"recipe {path} cannot be read as TOML: {error}") from None
     try:
         return Recipe.model_validate(values)

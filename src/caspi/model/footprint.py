@@ -4,10 +4,11 @@ Counts follow the layer definitions of transformers' `qwen3_asr`. Per-layer FLOP
 FlopCounterMode, saved activations against saved-tensor hooks on the meta device (docs/design.md).
 """
 
-import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from caspi.files import read_object
 
 AUDIO_TOKENS_PER_SECOND = 13
 WINDOW_TOKENS = 104
@@ -49,7 +50,7 @@ def shape_of(model: str) -> Shape:
     path = Path(model) / "config.json"
     if not path.is_file():
         return QWEN3_ASR_1_7B
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     config = config.get("thinker_config", config)
     try:
         audio, text = config["audio_config"], config["text_config"]

@@ -1,6 +1,5 @@
 """Load and save Qwen3-ASR checkpoints of either layout; a checkpoint loads exactly or not at all."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from caspi.files import read_object
 from caspi.model.checkpoints.original_layout import (
     config_from_original,
     is_original_layout,
@@ -194,14 +194,9 @@ def require_tied(folder: Path, model: Qwen3ASRForConditionalGeneration) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path.parent} has no {path.name}: it is not a checkpoint folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

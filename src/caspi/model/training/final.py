@@ -1,11 +1,11 @@
 """The final model: one checkpoint's weights in the run's folder, proved by reading them back."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from caspi.files import read_object
 from caspi.model.checkpoints.checkpoint import load_asr, save_asr
 from caspi.model.training.run import Run
 from caspi.model.training.weights import load_weights
@@ -56,5 +56,4 @@ def prove_reload(run: Run, folder: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return state
+    return read_object(checkpoint / STATE_FILE)

@@ -1,6 +1,5 @@
 """alignment_report.json: reading it, and its views on the console and in Weights & Biases."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caspi.config import one_line
+from caspi.files import read_object
 
 SCHEMA_VERSION = 1
 RULE = "=" * 70
@@ -54,14 +54,13 @@ def read_gate_view(path: Path) -> GateView:
         ValueError: the report is missing, truncated, or not one of ours; the message says which and the way out.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        view = GateView.model_validate(value)
+        view = GateView.model_validate(read_object(path))
     except FileNotFoundError:
         raise ValueError(f"there is no audit report {path}; run caspi audit") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"audit report {path} is damaged ({error}); run caspi audit again") from None
     except ValidationError as error:
         raise ValueError(f"audit report {path} is incomplete: {one_line(error)}; run caspi audit again") from None
+    except ValueError as error:
+        raise ValueError(f"audit report {error}; run caspi audit again") from None
     if len(view.detailed_metrics) != view.total_samples:
         found = f"{len(view.detailed_metrics)} entries for {view.total_samples} samples"
         raise ValueError(f"audit report {path} has been changed: {found}; run caspi audit again")

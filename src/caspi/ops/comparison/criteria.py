@@ -4,11 +4,11 @@ A criterion about an error rate is met or missed only if the whole bootstrap int
 criterion without evidence is `cannot tell`, never met.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from caspi import files
 from caspi.config import Compare, CriteriaThresholds
 from caspi.records import ComparedControl, ComparedSet, Criterion
 
@@ -59,15 +59,10 @@ def read_training_evidence(folder: Path) -> TrainingEvidence:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object")
-    return value
+        return files.read_object(path)
+    except FileNotFoundError:
+        return {}
 
 
 def judge(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from caspi.config import one_line
+from caspi.files import read_text
 from caspi.records import Record, sha256_of_file, write_atomically
 
 MARKER = "COMPLETE.json"
@@ -96,11 +97,13 @@ def read_marker(folder: Path) -> Marker:
         ValueError: what is wrong with it, for example `model.safetensors has 1024 bytes instead of 2048`.
     """
     try:
-        marker = Marker.model_validate_json((folder / MARKER).read_bytes())
+        marker = Marker.model_validate_json(read_text(folder / MARKER))
     except FileNotFoundError:
         raise ValueError(f"it has no {MARKER}: saving was interrupted") from None
     except ValidationError as error:
         raise ValueError(f"{MARKER} is damaged: {one_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{MARKER} is damaged: {error}") from None
     for name, entry in marker.files.items():
         path = folder / name
         if not path.is_file():

@@ -5,12 +5,12 @@ select(.eval_wer) | "\\(.eval_wer) \\(.step)"' | sort -n | head -1`; and, since 
 rotation has deleted or a crash has torn, the best one that can be used.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from caspi.files import read_object
 from caspi.ops.training.artifacts import Marker, checkpoint_folders, newest_checkpoint, read_marker, step_of
 
 STATE_FILE = "trainer_state.json"
@@ -57,10 +57,10 @@ def evaluations_in(path: Path) -> Iterator[Evaluation]:
     if not path.is_file():
         return
     try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        state = read_object(path)
         entries = [entry for entry in state["log_history"] if entry.get("eval_wer") is not None]
         rows = [(float(entry["eval_wer"]), float(entry.get("eval_loss", math.inf)), entry["step"]) for entry in entries]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): no checkpoint can be chosen") from None
     for wer, loss, step in rows:
         if not math.isfinite(wer):

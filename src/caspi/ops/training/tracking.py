@@ -118,10 +118,10 @@ class MetricsFile(TrainerCallback):
 
 
 def is_up_to(line: str, step: int) -> bool:
-    """False also for the torn last line of a killed run."""
+    """False also for the torn last line of a killed run, and for what is no entry at all."""
     try:
         return bool(json.loads(line)["step"] <= step)
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -1,7 +1,7 @@
 """metrics.jsonl and run.json of a training run, read while it writes them."""
 
 import json
-import math
+import sys
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,7 +163,7 @@ def parse_entry(line: bytes) -> Entry | None:
     """None: not a JSON object with a step, or a number in it is not finite."""
     try:
         entry = json.loads(line, parse_constant=refuse_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and is_sound(entry) else None
 
@@ -171,7 +171,7 @@ def parse_entry(line: bytes) -> Entry | None:
 def is_sound(entry: Entry) -> bool:
     """A step, and numbers where the views expect numbers."""
     numbers = [value for key, value in entry.items() if key in NUMBERS or key.startswith(("eval_", RATE_KEY))]
-    sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+    sound = all(isinstance(value, int | float) and abs(value) < sys.float_info.max for value in numbers)
     return sound and isinstance(entry.get("step"), int) and isinstance(entry.get("alert", ""), str)
 
 

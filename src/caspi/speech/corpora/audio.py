@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from caspi.files import file_kind
 from caspi.records import write_atomically
 from caspi.speech.corpora import mp3
 
@@ -164,11 +165,6 @@ def regular_file_bytes(path: Path, max_file_mib: float) -> int:
         found = f"{status.st_size / 2**20:.1f} MiB, expected at most {max_file_mib:g} MiB"
         raise AudioError("AUDIO_TOO_LARGE", f"{quote(path)} has {found}; cut it, or raise prepare.max_file_mib")
     return status.st_size
-
-
-def file_kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def sniff(head: bytes, path: Path) -> str:
