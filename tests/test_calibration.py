@@ -192,7 +192,7 @@ def test_the_decision_table(pct: float, decision: str, code: str, gate: str) -> 
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"upper_pct": 10.0, "samples_needed": 748}, "NOT_PROVEN_BELOW_10"),
+        ({"upper_pct": 10.0, "way_to_settle": "about 748 samples would settle it"}, "NOT_PROVEN_BELOW_10"),
         ({"alarming_domains": ("whatsapp_noisy",)}, "DOMAIN_ALERT"),
         ({"status": "degraded"}, "DEGRADED_ALIGNER"),
         ({"gross_mismatch_upper_pct": 10.0}, "REVIEW_FIRST"),

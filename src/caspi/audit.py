@@ -19,11 +19,13 @@ from caspi.model.aligners import Aligner, build_aligner
 from caspi.model.aligners.battery import Task, run_tasks
 from caspi.model.aligners.self_test import self_test
 from caspi.ops.audit.alignment_report import console_block, log_to_wandb
-from caspi.ops.audit.report_content import provenance_of, report_of
+from caspi.ops.audit.report_content import mean_detection, provenance_of, report_of, without_review
 from caspi.records import ExitCode, Utterance, dump_json, read_manifest, write_atomically, write_jsonl
+from caspi.speech.alignment.audit_files import REPORT, SAMPLES, WORDS, read_audit
 from caspi.speech.alignment.controls import Transcript, plan_pairs
-from caspi.speech.alignment.estimate import estimate_population, rounded
+from caspi.speech.alignment.estimate import cross_check, estimate_population, estimate_reviewed, rounded
 from caspi.speech.alignment.figures import figures_of
+from caspi.speech.alignment.review import GOLD_FORMAT, REVIEW_FORMAT, read_labels, require_known, review_plan, seal
 from caspi.speech.alignment.sampling import draw_sample
 from caspi.speech.alignment.study import Outcome, Study, study_of, transcript_of
 
@@ -31,11 +33,25 @@ EXIT_CODES = {"PROCEED": ExitCode.DONE, "CAUTION": ExitCode.DONE, "STOP": ExitCo
 
 
 def run(recipe: Recipe) -> int:
-    """Audit a manifest, write the report, print it. Exit code: 0 proceed or caution, 1 stop, 3 audit invalid.
+    """Audit a manifest, or decide again once clips were reviewed; write the report and print it.
+
+    Exit code: 0 proceed or caution, 1 stop, 3 audit invalid.
 
     Raises:
-        ValueError: the manifest cannot be read or the backend cannot be loaded.
+        ValueError: the manifest or the labels cannot be read, or the backend cannot be loaded.
     """
+    settings = recipe.audit
+    report = review(recipe) if settings.labels or settings.gold_labels else measure(recipe)
+    path = settings.output / REPORT
+    write_atomically(path, dump_json(report, indent=1) + "\n")
+    print(console_block(report, path))
+    if os.environ.get("WANDB_PHASE0_LOGGING", "").lower() == "true":
+        log_to_wandb(report, path)
+    return ExitCode.NOT_MEASURED if not report["audit_valid"] else EXIT_CODES[report["decision"]]
+
+
+def measure(recipe: Recipe) -> dict[str, Any]:
+    """Align a sample and report; writes samples.jsonl and word_spans.jsonl.gz."""
     started = time.monotonic()
     settings = recipe.audit
     utterances = read_manifest(settings.manifest)
@@ -46,15 +62,31 @@ def run(recipe: Recipe) -> int:
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
-    path = settings.output / "alignment_report.json"
-    write_jsonl(settings.output / "samples.jsonl", study.findings)
+    write_jsonl(settings.output / SAMPLES, study.findings)
     spans = "".join(f"{dump_json(rounded(line))}\n" for line in study.words)
-    write_atomically(settings.output / "word_spans.jsonl.gz", gzip.compress(spans.encode(), mtime=0))
-    write_atomically(path, dump_json(report, indent=1) + "\n")
-    print(console_block(report, path))
-    if os.environ.get("WANDB_PHASE0_LOGGING", "").lower() == "true":
-        log_to_wandb(report, path)
-    return ExitCode.NOT_MEASURED if not report["audit_valid"] else EXIT_CODES[report["decision"]]
+    write_atomically(settings.output / WORDS, gzip.compress(spans.encode(), mtime=0))
+    return report
+
+
+def review(recipe: Recipe) -> dict[str, Any]:
+    """The report of an earlier audit with the estimate from what people heard; nothing is aligned."""
+    settings = recipe.audit
+    files = read_audit(settings.output, settings.manifest)
+    settings = settings.model_copy(update={"seed": files.report["sampling"]["seed"]})
+    hashes = files.report["provenance"]["manifest_sha256"], files.samples_sha256
+    figures = without_review(files.report)
+    if settings.labels:
+        labels = read_labels(settings.labels, REVIEW_FORMAT, *hashes)
+        plan = review_plan(files.findings, files.population, settings.review, settings.seed)
+        require_known(settings.labels, labels, plan, "in the review sample of this audit")
+        figures |= estimate_reviewed(files.findings, figures, files.population, labels, settings)
+        figures["review"]["labels_sha256"] = seal(labels)
+    if settings.gold_labels:
+        gold = read_labels(settings.gold_labels, GOLD_FORMAT, *hashes)
+        require_known(settings.gold_labels, gold, {f.sample_id: f for f in files.findings}, "audited")
+        detection = mean_detection(figures["calibration"])
+        figures["estimate"] = cross_check(files.findings, figures["estimate"], gold, detection, settings)
+    return report_of(rounded(figures), settings)
 
 
 def examine(utterances: Sequence[Utterance], recipe: Recipe) -> Study:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThresholds, Validity
+from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThresholds, Review, Validity
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
@@ -49,6 +49,7 @@ __all__ = [
     "QualityThresholds",
     "Recipe",
     "Requests",
+    "Review",
     "Rollback",
     "Section",
     "Stage",

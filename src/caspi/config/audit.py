@@ -83,6 +83,19 @@ class Estimation(Section):
     """Draws of whole recordings that measure how much utterances of one recording resemble each other."""
 
 
+class Review(Section):
+    """Blind review of audited clips, which corrects the detector's errors."""
+
+    num_clips: Count = 100
+    """Clips to hear: about half an hour of a person."""
+    flagged_fraction: Fraction = 0.4
+    """Share of them that the audit flagged; the rest tells how much it missed."""
+    min_domain_labels: Count = 10
+    """A domain with fewer labels of flagged (or of unflagged) clips takes the rate of all domains together."""
+    min_detector_power: Positive = 0.1
+    """Rogan-Gladen divides by detection minus false alarms; below this the quotient says nothing."""
+
+
 class Calibration(Section):
     """Negative controls: wrong pairs made on purpose, on which thresholds are set and detection is measured."""
 
@@ -149,10 +162,15 @@ class Audit(Section):
     stop_above_pct: Percent = 15.0
     domain_alert_pct: Percent = 20.0
     """A domain whose lower bound exceeds this blocks PROCEED."""
+    labels: Path | None = None
+    """Labels that audit.html exported: decide again from the report in `output`, without aligning."""
+    gold_labels: Path | None = None
+    """Labels of audited clips known from elsewhere, in the same format: a cross-check by Rogan and Gladen's formula."""
     num_processes: int = 0
     """Alignment worker processes; 0: one per core, with model weights one on a GPU and at most four on CPU."""
     quality: QualityThresholds = QualityThresholds()
     estimation: Estimation = Estimation()
+    review: Review = Review()
     calibration: Calibration = Calibration()
     validity: Validity = Validity()
 

@@ -91,6 +91,7 @@ def console_block(report: Mapping[str, Any], path: Path) -> str:
     share = report["sample_low_quality_percentage"]
     lines.append(f"Low quality samples: {report['low_quality_count']:,} ({share:.1f}%)")
     lines += _estimate_lines(report["estimate"])
+    lines += _review_lines(report["estimate"], report["review"])
     lines += ["", "Coverage distribution:"]
     lines += [f"  {name}: {_number(report['coverage_distribution'][name])}" for name in _QUANTILE_NAMES]
     lines += ["", "Per-domain breakdown:"]
@@ -151,6 +152,21 @@ def _estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Decoys that beat their transcript: {gross['point'] / 2:.1f}% → gross mismatch ≤{gross['upper']:.1f}%"
         )
+    return lines
+
+
+def _review_lines(estimate: Mapping[str, Any], review: Mapping[str, Any] | None) -> list[str]:
+    lines = []
+    if review is not None:
+        share = estimate["two_phase"]
+        labels = f"{review['num_labels']} clips heard, {review['unsure']} unsure"
+        lines.append(
+            f"After blind review: {share['point']:.1f}% [{share['lower']:.1f}, {share['upper']:.1f}] ({labels})"
+        )
+    check = estimate.get("rogan_gladen")
+    if check is not None:
+        bounds = f"[{check['lower']:.1f}, {check['upper']:.1f}]"
+        lines.append(f"Cross-check by gold labels (Rogan-Gladen): {check['point']:.1f}% {bounds}")
     return lines
 
 

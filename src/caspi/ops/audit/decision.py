@@ -22,8 +22,8 @@ class Evidence(NamedTuple):
     gross_mismatch_upper_pct: float
     alarming_domains: tuple[str, ...]
     """Domains whose lower bound exceeds `domain_alert_pct`."""
-    samples_needed: int | None
-    """Size of a sample that would settle the decision, if one would."""
+    way_to_settle: str | None
+    """How much more evidence would settle the decision, if any would."""
 
 
 class Verdict(NamedTuple):
@@ -64,9 +64,7 @@ def _doubts(evidence: Evidence, settings: Audit) -> list[tuple[str, str]]:
     limit = settings.proceed_below_pct
     doubts = []
     if evidence.low_quality_pct < limit <= evidence.upper_pct:
-        needed = (
-            "" if evidence.samples_needed is None else f"; about {evidence.samples_needed:,} samples would settle it"
-        )
+        needed = f"; {evidence.way_to_settle}" if evidence.way_to_settle else ""
         note = f"the true share may be as high as {evidence.upper_pct:.1f}%{needed}"
         doubts.append(("NOT_PROVEN_BELOW_10", note))
     for domain in evidence.alarming_domains:

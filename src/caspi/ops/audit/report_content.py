@@ -10,8 +10,9 @@ from caspi.ops.audit.alignment_report import SCHEMA_VERSION, recommendation
 from caspi.ops.audit.decision import Evidence, Verdict, decide
 from caspi.records import dump_json, sha256_of_file
 
-PLACES = {"manifest", "output", "num_processes"}
+PLACES = {"manifest", "output", "num_processes", "labels", "gold_labels"}
 """Settings that change where and how fast, not what comes out."""
+RULE = {"gate", "proceed_below_pct", "stop_above_pct", "domain_alert_pct"}
 
 
 def report_of(figures: Mapping[str, Any], settings: Audit) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def report_of(figures: Mapping[str, Any], settings: Audit) -> dict[str, Any]:
         figures: `estimate`, `domain_statistics` and every other key that the decision does not touch, rounded.
     """
     verdict = decide_on(figures, settings)
+    estimates = figures["estimate"]
     report = {
         **figures,
         "schema_version": SCHEMA_VERSION,
@@ -28,25 +30,53 @@ def report_of(figures: Mapping[str, Any], settings: Audit) -> dict[str, Any]:
         "decision_code": verdict.code,
         "decision_notes": verdict.notes,
         "certainty": verdict.certainty,
-        "low_quality_percentage": figures["estimate"]["raw"]["point"],
+        "decision_rule": settings.model_dump(include=RULE),
+        "low_quality_percentage": estimates[estimates["basis"]]["point"],
     }
     text = recommendation(report, settings.proceed_below_pct, settings.stop_above_pct)
     return {**report, "recommendation": text}
 
 
 def decide_on(figures: Mapping[str, Any], settings: Audit) -> Verdict:
-    estimates, rows = figures["estimate"], figures["domain_statistics"]
-    gross = estimates["gross_mismatch"]
+    """Decide on the estimate that `basis` names; reviewed domains alarm by what people heard."""
+    estimates, review = figures["estimate"], figures["review"]
+    share, gross = estimates[estimates["basis"]], estimates["gross_mismatch"]
+    intervals = {domain: row["ci"] for domain, row in figures["domain_statistics"].items()}
+    if review is not None:
+        intervals |= {domain: row["ci"] for domain, row in review["by_domain"].items() if row["ci"] is not None}
     evidence = Evidence(
         status=figures["audit_status"],
-        low_quality_pct=estimates["raw"]["point"],
-        lower_pct=estimates["raw"]["lower"],
+        low_quality_pct=share["point"],
+        lower_pct=share["lower"],
         upper_pct=estimates["upper_with_unjudged_domains"],
         gross_mismatch_upper_pct=gross["upper"] if gross else 100.0,
-        alarming_domains=tuple(d for d, row in rows.items() if row["ci"]["lower"] > settings.domain_alert_pct),
-        samples_needed=estimates["samples_needed_for_decision"],
+        alarming_domains=tuple(d for d, one in intervals.items() if one["lower"] > settings.domain_alert_pct),
+        way_to_settle=way_to_settle(estimates),
     )
     return decide(evidence, settings)
+
+
+def way_to_settle(estimates: Mapping[str, Any]) -> str | None:
+    """How much more evidence would settle an open decision; None: nothing is open, or no amount would."""
+    if estimates["basis"] == "raw":
+        needed = estimates["samples_needed_for_decision"]
+        return None if needed is None else f"about {needed:,} samples would settle it"
+    needed = estimates["labels_needed_for_decision"]
+    return None if needed is None else f"about {needed:,} reviewed clips would settle it"
+
+
+def without_review(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a report as if nobody had reviewed yet: new labels replace earlier ones."""
+    added = ("two_phase", "labels_needed_for_decision", "rogan_gladen", "gold")
+    estimates = {name: value for name, value in report["estimate"].items() if name not in added}
+    raw_upper = estimates["raw_upper_with_unjudged_domains"]
+    estimates |= {"basis": "raw", "upper_with_unjudged_domains": raw_upper}
+    return {**report, "estimate": estimates, "review": None}
+
+
+def mean_detection(calibration: Mapping[str, Any]) -> float | None:
+    """Mean share of the planted defects that were flagged; None without controls."""
+    return next((check["value"] for check in calibration["checks"] if check["name"] == "mean_detection"), None)
 
 
 def provenance_of(recipe: Recipe, model: Mapping[str, str]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Finding(Record):
     model_confidence: float | None = None
     score: float | None = None
     decoy_score: float | None = None
+    decoy_id: str | None = None
+    """Utterance of the manifest whose transcript was the decoy."""
     mismatch_p: float | None = None
     """Conformal p-value: how often a decoy of the domain scores as high."""
     letters_per_second: float | None = None

@@ -196,11 +196,15 @@ def samples_needed(point_pct: float, threshold_pct: float, population: int, sett
     if point_pct == threshold_pct:
         raise ValueError(f"no sample can separate {point_pct} % from the threshold {threshold_pct} %")
     null, true = threshold_pct / 100, max(point_pct, 100 / (2 * population)) / 100
-    z_alpha = float(norm.ppf(0.5 + settings.confidence_fraction / 2))
-    z_power = float(norm.ppf(settings.power_fraction))
+    z_alpha, z_power = power_quantiles(settings)
     root = z_alpha * math.sqrt(null * (1 - null)) + z_power * math.sqrt(true * (1 - true))
     n = deff * (root / (true - null)) ** 2
     return min(population, math.ceil(n / (1 + (n - 1) / population)))
+
+
+def power_quantiles(settings: Estimation) -> tuple[float, float]:
+    """Normal quantiles of one side of the interval and of the power."""
+    return float(norm.ppf(0.5 + settings.confidence_fraction / 2)), float(norm.ppf(settings.power_fraction))
 
 
 def _weights(strata: Mapping[str, Stratum]) -> dict[str, float]:

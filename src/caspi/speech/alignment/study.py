@@ -15,7 +15,7 @@ from caspi.speech.alignment.calibration import (
     fold_of,
     judge,
 )
-from caspi.speech.alignment.controls import DECOY, ORIGINAL, Transcript
+from caspi.speech.alignment.controls import DECOY, ORIGINAL, DecoyChooser, Transcript
 from caspi.speech.alignment.estimate import ROUND_DIGITS, rounded
 from caspi.speech.alignment.findings import Finding
 from caspi.speech.alignment.quality import Pair
@@ -55,7 +55,8 @@ def study_of(
     """Set the thresholds on the decoys, judge every utterance, judge the audit itself.
 
     Args:
-        transcripts, outcomes: by utterance id; an utterance that was not aligned has no outcome.
+        transcripts: of the whole manifest, by utterance id; the decoys came from them.
+        outcomes: by utterance id; an utterance that was not aligned has none.
     """
     measured = [
         Measured(u.id, u.domain, fold_of(u.group_id or u.id, settings.seed), outcomes[u.id].pairs)
@@ -64,7 +65,11 @@ def study_of(
     ]
     thresholds = fit_thresholds(measured, settings) if any(item.is_paired for item in measured) else None
     judged = {i.id: judge(i, ORIGINAL, thresholds, settings) for i in measured} if thresholds else {}
+    chooser = DecoyChooser(list(transcripts.values()), settings.calibration, settings.seed)
     values = judged_by_id(measured, judged)
+    for id_ in values:
+        decoy = chooser.choose(transcripts[id_])
+        values[id_]["decoy_id"] = decoy.id if decoy else None
     findings = [
         finding_of(u, len(transcripts[u.id].words), outcomes.get(u.id), values.get(u.id), sample, settings)
         for u in audited

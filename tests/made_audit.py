@@ -1,0 +1,114 @@
+"""A whole audit in seconds: real sound files and every file that `caspi audit` writes, from a simulated aligner.
+
+The aligner's power is planted: true words score `SEPARATION` above wrong ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from caspi import audit
+from caspi.config import Audit, Calibration, Recipe
+from caspi.records import Utterance, write_jsonl
+from caspi.speech.alignment.controls import Transcript, plan_pairs
+from caspi.speech.alignment.quality import Alignment, Pair
+from caspi.speech.alignment.study import Outcome
+from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, write_audio
+from caspi.speech.seeds import seeded_generator
+from caspi.speech.text import num_letters
+
+SEPARATION = 4.0
+WORD_SECONDS, LEAD_SECONDS = 0.30, 0.25
+LETTERS = "אבגדהוזחטיכלמנסעפצקרשת"
+CALIBRATION = Calibration(num_control_utterances=20, num_dose_utterances=10, num_self_test_sentences=0)
+
+
+def made_text(number: int) -> str:
+    """Six words that no other number has."""
+    rng = np.random.default_rng(number)
+    return " ".join("".join(rng.choice(list(LETTERS), 4)) + LETTERS[number % 22] for _ in range(6))
+
+
+def made_corpus(folder: Path, count: int, texts: Mapping[int, str] | None = None, num_sounds: int = 12) -> Path:
+    """A manifest of `count` utterances in two domains over a few different sound files; some texts may be given."""
+    for number in range(num_sounds):
+        write_audio(folder / f"{number}.flac", made_sound(number))
+    duration = 2 * LEAD_SECONDS + 6 * WORD_SECONDS
+    utterances = [
+        Utterance(
+            id=f"clip-{number:05}",
+            audio_filepath=f"{number % num_sounds}.flac",
+            text=(texts or {}).get(number, made_text(number)),
+            duration=duration,
+            domain=("kan_clean", "whatsapp_noisy")[number % 2],
+        )
+        for number in range(count)
+    ]
+    write_jsonl(folder / "manifest.jsonl", utterances)
+    return folder / "manifest.jsonl"
+
+
+def made_sound(number: int) -> np.ndarray:
+    """Six bursts of a voice-like tone with pauses."""
+    rng = np.random.default_rng(number)
+    time = np.arange(round(WORD_SECONDS * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    words = []
+    for _ in range(6):
+        pitch = rng.uniform(110, 220)
+        tone = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 15))
+        words.append(0.2 * tone * np.hanning(len(time)))
+    lead = np.zeros(round(LEAD_SECONDS * SAMPLE_RATE_HZ))
+    samples = np.concatenate([lead, *words, lead])
+    return (samples + rng.normal(0, 0.001, len(samples))).astype(np.float32)
+
+
+def simulated_aligner(bad: frozenset[str]) -> Any:
+    """Stands in for `audit.align`; the utterances named are wrongly transcribed."""
+
+    def align(
+        audited: Sequence[Utterance], transcripts: Mapping[str, Transcript], recipe: Recipe
+    ) -> dict[str, Outcome]:
+        possible = [u for u in audited if transcripts[u.id].words]
+        settings = recipe.audit
+        planned = plan_pairs(
+            [transcripts[u.id] for u in possible], list(transcripts.values()), settings.calibration, settings.seed
+        )
+        return {u.id: outcome(u, planned[u.id], u.id in bad) for u in possible}
+
+    return align
+
+
+def outcome(utterance: Utterance, planned: Sequence[Any], is_bad: bool) -> Outcome:
+    own = set(next(plan.words for plan in planned if plan.control == "original"))
+    mask = np.zeros(round(100 * utterance.duration), dtype=bool)
+    mask[25:-25] = True
+    pairs = {}
+    for plan in planned:
+        rng = seeded_generator(5, plan.control, utterance.id)
+        wrong_audio = is_bad or plan.distortion == "reversed"
+        count = len(plan.words)
+        step = 6 * WORD_SECONDS / count
+        spans = tuple((LEAD_SECONDS + i * step, LEAD_SECONDS + (i + 1) * step) for i in range(count))
+        in_order = plan.control != "K5_order"
+        scores = [
+            float(rng.normal(SEPARATION if word in own and in_order and not wrong_audio else 0.0, 1))
+            for word in plan.words
+        ]
+        alignment = Alignment(spans, tuple(scores), float(np.mean(scores)))
+        letters = tuple(num_letters(word) for word in plan.words)
+        pairs[plan.control] = Pair(letters, len(" ".join(plan.words)), utterance.duration, mask, alignment)
+    return Outcome(utterance.id, pairs, {}, float(mask.sum() / 100), 30.0)
+
+
+def run_made_audit(
+    manifest: Path, output: Path, bad: frozenset[str], monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> tuple[int, Recipe]:
+    """Exit code of `caspi audit` with the simulated aligner, and its recipe."""
+    settings: dict[str, Any] = {"manifest": manifest, "output": output, "sample_rate": 1.0, "backend": "uniform"}
+    recipe = Recipe(audit=Audit(**(settings | {"calibration": CALIBRATION} | changes)))
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "align", simulated_aligner(bad))
+        return audit.run(recipe), recipe
