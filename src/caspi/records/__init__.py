@@ -5,38 +5,42 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from caspi.config import one_line
 from caspi.files import numbered_lines
+from caspi.records.base import AnswerIsNo, ExitCode, Record, RunFailed
+from caspi.records.comparison import ComparedControl, ComparedSet, ComparedWords, Criterion
 
-
-class ExitCode(IntEnum):
-    """What a step's exit code says; 130 and 143 (interrupted after saving) come from signals."""
-
-    DONE = 0
-    NO = 1
-    """The answer is no: gate closed, machine not ready, criteria missed."""
-    BAD_REQUEST = 2
-    """The request cannot be understood, or a needed file is missing or damaged."""
-    NOT_MEASURED = 3
-    """It could not be measured, or the run failed."""
-
-
-class RunFailed(RuntimeError):
-    """The run failed for a reason the user must know; exit code 3."""
-
-
-class AnswerIsNo(RuntimeError):
-    """The answer to what was asked is no, for example a closed gate; exit code 1."""
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+__all__ = [
+    "Action",
+    "AnswerIsNo",
+    "CleanedUtterance",
+    "Clip",
+    "ComparedControl",
+    "ComparedSet",
+    "ComparedWords",
+    "Criterion",
+    "ExitCode",
+    "Leak",
+    "Prediction",
+    "Record",
+    "Rejected",
+    "RunFailed",
+    "Score",
+    "Utterance",
+    "dump_json",
+    "is_cleaned",
+    "read_jsonl",
+    "read_manifest",
+    "sha256_of_file",
+    "write_atomically",
+    "write_json",
+    "write_jsonl",
+]
 
 
 class Utterance(Record):
@@ -65,6 +69,31 @@ class Utterance(Record):
     """The corpus' own score, on its own scale."""
     needs_resegmentation: bool = False
     """Too long for training; kept for the audit and for `clean`."""
+
+
+Action = Literal["keep", "trim", "resegment", "rescue", "review", "drop"]
+
+
+class CleanedUtterance(Utterance):
+    """One line of cleaned.jsonl, dropped.jsonl or review.jsonl: an utterance as it was, or a stretch of one."""
+
+    parent_id: str
+    """Utterance of the manifest that was cleaned."""
+    action: Action
+    """In cleaned.jsonl what was done; in the others `drop` or `review`."""
+    attempted: Literal["trim", "resegment", "rescue"] | None = None
+    """In dropped.jsonl and review.jsonl: how the stretch was cut, before it failed to pass."""
+    alignment_coverage: float | None = None
+    speech_coverage: float | None = None
+    alignment_confidence: float | None = None
+    reasons_before: tuple[str, ...] = ()
+    """Why the utterance was low quality before it was cut."""
+    reasons: tuple[str, ...] = ()
+    """Why this line is not in cleaned.jsonl."""
+    detail: str | None = None
+    """The same in words, where the reasons do not say it."""
+    tier: Literal["strong", "normal"] | None = None
+    """`strong`: both coverages are high. None in dropped.jsonl and review.jsonl."""
 
 
 class Rejected(Record):
@@ -139,75 +168,6 @@ class Score(Record):
     """Share of the letters of all hypotheses that are Hebrew; None without a letter."""
 
 
-class ComparedSet(Record):
-    """Round 1 against Round 2 on one test set, one duration bucket of it, the average of all sets, or all pooled."""
-
-    test_set: str
-    bucket: Literal["all", "short", "medium", "long"]
-    num_utterances: int
-    num_words: int
-    blocks: Literal["group", "utterance"]
-    """What was redrawn: recordings or speakers where there are at least two, else utterances."""
-    num_blocks: int
-    round1_wer: float
-    round2_wer: float
-    round1_cer: float
-    round2_cer: float
-    difference: float
-    """Round 2 minus Round 1: negative is better."""
-    low: float | None
-    high: float | None
-    """Bootstrap interval of the difference; None where it cannot be had."""
-    round1_low: float | None
-    round1_high: float | None
-    """Bootstrap interval of Round 1's WER."""
-    round2_low: float | None
-    round2_high: float | None
-    p_value: float
-    """Two-sided, from permutations."""
-    mapsswe_p_value: float | None
-    """NIST's matched-pairs test; it takes utterances for independent."""
-    verdict: Literal["better", "worse", "cannot tell"]
-    num_utterances_needed: int | None
-    """To show a difference of this size, where the verdict is `cannot tell`; None: no number would."""
-    note: str
-    """Why there is no verdict or what limits it; may be empty."""
-
-
-class ComparedWords(Record):
-    """Round 1 against Round 2 on the reference words of one class: a word is right, or it is substituted or deleted."""
-
-    test_set: str
-    word_class: Literal["number", "acronym", "foreign"]
-    """Holds a digit; written with gershayim; has letters that are not Hebrew."""
-    num_words: int
-    num_utterances: int
-    """With such a word."""
-    round1_error: float
-    """Share of the words that Round 1 got wrong; scoring profile `he`."""
-    round2_error: float
-    difference: float
-    low: float | None
-    high: float | None
-    verdict: Literal["better", "worse", "cannot tell"]
-
-
-class ComparedControl(Record):
-    """A test set that Round 2 must not spoil."""
-
-    test_set: str
-    measure: Literal["WER", "invented words per clip"]
-    num_utterances: int
-    round1: float
-    round2: float
-    difference: float
-    low: float | None
-    high: float | None
-    bound: float
-    """Largest difference that is allowed."""
-    outcome: Literal["met", "missed", "cannot tell"]
-
-
 class Leak(Record):
     """A test clip that is also in the training manifest."""
 
@@ -216,18 +176,6 @@ class Leak(Record):
     kind: Literal["audio", "recording", "transcript", "group"]
     """Overlapping stretches of the same file; another stretch of the same file; the same words; the same `group_id`."""
     train_id: str
-
-
-class Criterion(Record):
-    """One success criterion of the guide and what the evidence says about it."""
-
-    level: Literal["must", "should", "nice"]
-    name: str
-    outcome: Literal["met", "missed", "cannot tell"]
-    finding: str
-    """What was found, with the figures."""
-    evidence: str | None
-    """The file it was found in; None: there is none."""
 
 
 RecordType = TypeVar("RecordType", bound=Record)
@@ -254,14 +202,16 @@ def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
 
 
 def read_manifest(path: Path) -> list[Utterance]:
-    """Read a manifest written by `prepare`; audio paths come back absolute.
+    """Read a manifest written by `prepare` or `clean`; audio paths come back absolute.
+
+    The lines of `clean` come back as `CleanedUtterance`.
 
     Raises:
         ValueError: missing, damaged or empty manifest, or an id that occurs twice.
     """
     utterances = []
     seen: set[str] = set()
-    for utterance in read_jsonl(path, Utterance):
+    for utterance in read_jsonl(path, CleanedUtterance if is_cleaned(path) else Utterance):
         if utterance.id in seen:
             raise ValueError(f"{path}: id {utterance.id!r} occurs twice; ids must be unique (run caspi prepare)")
         seen.add(utterance.id)
@@ -270,6 +220,16 @@ def read_manifest(path: Path) -> list[Utterance]:
     if not utterances:
         raise ValueError(f"{path} holds no utterance")
     return utterances
+
+
+def is_cleaned(path: Path) -> bool:
+    """Was this manifest written by `clean`? Its lines say what was done; a missing or damaged file says nothing."""
+    try:
+        with path.open("rb") as lines:
+            first = json.loads(next((line for line in lines if line.strip()), b"null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and {"action", "parent_id"} <= first.keys()
 
 
 def dump_json(value: Any, indent: int | None = None) -> str:
