@@ -1,11 +1,12 @@
 """Evaluation while training: teacher-forced loss on the whole evaluation split, error rates by transcribing a part.
 
-Every process takes its share and all of them get the same numbers, so that all decide alike.
+Batches are formed over all utterances and then dealt out, and their losses are added in one order: with any number of
+processes a batch is padded alike, so the numbers are the same to the bit, and all processes decide alike.
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +15,28 @@ from transformers import Qwen3ASRForConditionalGeneration
 from caspi.model.training.batch import Encoder, Example, Utterances
 from caspi.model.training.processes import all_gather_objects, num_processes, process_rank
 from caspi.model.training.sampler import micro_batches
-from caspi.model.transcribers.local import transcribe
+from caspi.model.transcribers import plan_batches
+from caspi.model.transcribers.local import MAX_BATCH_SECONDS, transcribe
 from caspi.records import RunFailed, Utterance
 from caspi.speech.corpora.audio import AudioError, load_audio
 from caspi.speech.scoring.score import Profile, cer, wer
 
 PROFILE: Profile = "ivrit"
+Batch = TypeVar("Batch")
 
 
-class Outcome(NamedTuple):
-    """What a model wrote for one utterance."""
+class BatchLoss(NamedTuple):
+    """Of one batch of the plan."""
 
-    utterance_index: int
-    hypothesis: str
+    batch_index: int
+    total: float
+    """Nats."""
+    num_tokens: int
+
+
+def share_of(batches: Sequence[Batch]) -> list[tuple[int, Batch]]:
+    """The batches that this process computes, with their place in the plan."""
+    return list(enumerate(batches))[process_rank() :: num_processes()]
 
 
 class DevSet:
@@ -52,11 +62,7 @@ class DevSet:
         self.encoder = encoder
         self.dataset = Utterances(utterances, encoder, cache_mib)
         self.batch_size = batch_size
-        self.decoding: dict[str, Any] = {
-            "language": language,
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-        }
+        self.decoding: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
 
     def evaluate(self, model: Qwen3ASRForConditionalGeneration) -> dict[str, float]:
         """eval_loss (nats per target token), eval_wer, eval_cer, eval_wer_DOMAIN (fractions), eval_runtime (seconds).
@@ -73,19 +79,19 @@ class DevSet:
     def loss(self, model: Qwen3ASRForConditionalGeneration) -> float:
         """Cross-entropy per target token over the whole split."""
         by_length = sorted(range(len(self.utterances)), key=lambda index: (self.utterances[index].duration, index))
-        total, num_tokens = 0.0, 0
+        losses = []
         was_training = model.training
         model.eval()
         try:
-            for indices in micro_batches(by_length[process_rank() :: num_processes()], self.batch_size):
+            for batch_index, indices in share_of(micro_batches(by_length, self.batch_size)):
                 batch = self.encoder.batch([self.example(index) for index in indices])
                 inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                total += float(model(**inputs, use_cache=False, num_items_in_batch=1).loss)
-                num_tokens += inputs["shift_labels"].numel()
+                total = float(model(**inputs, use_cache=False, num_items_in_batch=1).loss)
+                losses.append(BatchLoss(batch_index, total, inputs["shift_labels"].numel()))
         finally:
             model.train(was_training)
-        sums = all_gather_objects((total, num_tokens))
-        return sum(part for part, _ in sums) / sum(part for _, part in sums)
+        in_order = sorted(loss for part in all_gather_objects(losses) for loss in part)
+        return sum(loss.total for loss in in_order) / sum(loss.num_tokens for loss in in_order)
 
     def example(self, index: int) -> Example:
         item = self.dataset[(0, index)]
@@ -94,8 +100,8 @@ class DevSet:
         return item
 
     def error_rates(self, model: Qwen3ASRForConditionalGeneration) -> dict[str, float]:
-        outcomes = [outcome for part in all_gather_objects(self.transcribe_share(model)) for outcome in part]
-        hypotheses = {outcome.utterance_index: outcome.hypothesis for outcome in outcomes}
+        shares = all_gather_objects(self.transcribe_share(model))
+        hypotheses = {index: text for share in shares for index, text in share.items()}
         rates = {
             "eval_wer": self.rate(wer, hypotheses, self.transcribed),
             "eval_cer": self.rate(cer, hypotheses, self.transcribed),
@@ -109,11 +115,17 @@ class DevSet:
         references = [self.utterances[index].text for index in indices]
         return float(measure(references, [hypotheses[index] for index in indices], PROFILE))
 
-    def transcribe_share(self, model: Qwen3ASRForConditionalGeneration) -> list[Outcome]:
-        share = self.transcribed[process_rank() :: num_processes()]
-        audios = [self.samples(index) for index in share]
-        results = transcribe(model, self.encoder.processor, audios, **self.decoding)
-        return [Outcome(index, result.text) for index, result in zip(share, results, strict=True)]
+    def transcribe_share(self, model: Qwen3ASRForConditionalGeneration) -> dict[int, str]:
+        """What the model wrote, by utterance index."""
+        durations = [self.utterances[index].duration for index in self.transcribed]
+        batches = list(plan_batches(durations, self.batch_size, MAX_BATCH_SECONDS))
+        found: dict[int, str] = {}
+        for _, places in share_of(batches):
+            indices = [self.transcribed[place] for place in places]
+            audios = [self.samples(index) for index in indices]
+            results = transcribe(model, self.encoder.processor, audios, batch_size=len(indices), **self.decoding)
+            found |= {index: result.text for index, result in zip(indices, results, strict=True)}
+        return found
 
     def samples(self, index: int) -> np.ndarray:
         utterance = self.utterances[index]
