@@ -1,6 +1,5 @@
 """Evaluation while training gives the same numbers to the bit with any number of processes."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 

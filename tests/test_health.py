@@ -42,7 +42,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "GPU_MEMORY_HIGH": ([entry(50, gpu_memory_fraction=0.96)], "--batch-size 1"),
     "SPEED_LOW": ([entry(50, samples_per_second=2.9), entry(100, samples_per_second=2.9)], "--num-loader-workers"),
     "LEARNING_RATES_ZERO": ([entry(50, learning_rate_projector=0.0, learning_rate_llm_top=0.0)], "--lr-schedule"),
-    "EVAL_WER_RISING": ([entry(50), *evaluations(0.12, 0.121, 0.125)], "Ctrl+C"),
+    "EVAL_WER_RISING": ([entry(50), *evaluations(0.12, 0.121, 0.125)], "--early-stop-evaluations"),
     "DATA_WAIT_HIGH": (
         [entry(50, data_wait_fraction=0.11), entry(100, data_wait_fraction=0.2)],
         "--num-loader-workers",

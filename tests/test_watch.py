@@ -6,7 +6,6 @@ import os
 import pty
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from rich.console import Console
 from caspi import watch
 from caspi.cli import main
 from caspi.config import Watch
+from caspi.ops.provenance import host_id
 from caspi.ops.watching.gpus_now import NoGpus, parse_gpus, read_gpus
 from caspi.ops.watching.run_metrics import read_metrics
 from caspi.ops.watching.run_view import RunView, look
@@ -229,8 +229,8 @@ def test_a_run_on_another_host_is_not_judged_by_the_lock_of_this_one(tmp_path: P
     (folder / ".lock").write_text("1")
     view = see(folder, 20.0)
     assert view.state == "training"
-    assert "the run is on gpu-box" in view.decided_by
-    write_run(folder, [step_entry(10, 10.0)], host=socket.gethostname())
+    assert "the run is on another machine (gpu-box)" in view.decided_by
+    write_run(folder, [step_entry(10, 10.0)], host=host_id())
     assert see(folder, 20.0).state == "killed"
 
 

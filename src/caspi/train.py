@@ -14,14 +14,15 @@ from transformers.utils import logging as transformers_logging
 
 from caspi import gate
 from caspi.config import Health, Recipe, Train
-from caspi.files import read_object
 from caspi.model.training.batch import StepCollator, check_supervision
 from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
 from caspi.model.training.final import choose_step, read_state, write_final_model
+from caspi.model.training.flow import is_worn_out
+from caspi.model.training.forecast import Forecast
 from caspi.model.training.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
 from caspi.model.training.processes import all_gather_objects, is_main_process, join_processes, num_processes
 from caspi.model.training.run import Run
-from caspi.model.training.stages import span_at
+from caspi.model.training.stages import StageSpan, span_at
 from caspi.model.training.trainer import StageTrainer
 from caspi.model.training.weights import checkpoint_bytes
 from caspi.ops.release import hub
@@ -122,12 +123,13 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     checkpoint = find_checkpoint(config, wanted, data_hash)
     quarantine = open_quarantine(config, is_resumed=checkpoint is not None)
     split = check_data(split, quarantine)
-    record = TrainingRecord(recipe, previous_record(config.output_dir))
+    record = TrainingRecord(recipe, is_main_process())
     spending = count_spending(recipe, record, began, stop, num_processes())
-    update(record, gate=opened, data_sha256=data_hash, num_processes=num_processes())
+    record.update(gate=opened, data_sha256=data_hash, num_processes=num_processes())
     store = CheckpointKeeper(config, wanted, data_hash, num_processes())
     micro_batch_size = checkpoint.marker.micro_batch_size if checkpoint else None
     this = build_run(recipe, split, quarantine, store, stop, num_processes(), micro_batch_size)
+    this.forecast = Forecast(spending.price.usd_per_hour, spending.seconds)
     if is_main_process():
         check_disk(this)
     reporters = start_reporting(this, recipe, record, spending)
@@ -137,7 +139,7 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
         save_final_model(this, record)
         if config.push_to_hub:
             assert config.hub_model_id, "the configuration requires it"
-            update(record, **upload_final(config.output_dir, config.hub_model_id))
+            record.update(**upload_final(config.output_dir, config.hub_model_id))
     for reporter in reporters:
         reporter.finish(exit_code)
     if is_main_process():
@@ -200,7 +202,7 @@ def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord, spending:
         MetricsFile(folder / METRICS_FILE),
         monitor,
         TensorBoard(folder / "runs"),
-        Milestones(this.config.num_epochs(), this.plan.steps_per_epoch),
+        Milestones(this.config.num_epochs(), this.plan.steps_per_epoch, this.forecast),
         Progress(record),
     ]
     if not is_main_process():
@@ -213,7 +215,7 @@ def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord, spending:
         return []
     reporter = WeightsAndBiases(plan, folder, record.content["wandb_run_id"], record.content)
     reporter.attach(this.config.gate_report)
-    update(record, wandb_url=reporter.url)
+    record.update(wandb_url=reporter.url)
     this.callbacks.append(reporter)
     return [reporter]
 
@@ -261,41 +263,41 @@ def prove_supervision(this: Run) -> None:
 def train_stages(this: Run, checkpoint: Checkpoint | None, record: TrainingRecord) -> int:
     """Train every stage that is left; returns the exit code of what stopped the run before its end, else 0."""
     log.info("\n%s\nStarting training...\n%s", RULE, RULE)
-    while span := span_at(this.spans, checkpoint.marker.step if checkpoint else 0):
+    while span := span_left(this, checkpoint):
         announce_stage(this, span, checkpoint.marker.step if checkpoint else 0)
-        update(record, stage=span.stage.name, state="training")
+        record.update(stage=span.stage.name, state="training")
         trainer = StageTrainer(this, span)
         print_optimizer(this, span)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         checkpoint = all_gather_objects(newest_checkpoint(this.config.output_dir)[0] if is_main_process() else None)[0]
         if trainer.exit_code:
-            update(record, state="interrupted", exit_code=trainer.exit_code)
+            record.update(state="interrupted", exit_code=trainer.exit_code)
             log.info("✓ Stopped after step %d; the same command goes on", trainer.state.global_step)
             return trainer.exit_code
     return ExitCode.DONE
 
 
+def span_left(this: Run, checkpoint: Checkpoint | None) -> StageSpan | None:
+    """The stage that takes the next step; None when the run is at its end, or has no prospect of getting better."""
+    if checkpoint is None:
+        return this.spans[0]
+    history = read_state(checkpoint.folder)["log_history"]
+    patience = this.config.early_stop_evaluations
+    if is_worn_out(history, this.spans, patience):
+        log.info("✓ Stopped early at step %d: no lower eval_wer in %d evaluations", checkpoint.marker.step, patience)
+        return None
+    return span_at(this.spans, checkpoint.marker.step)
+
+
 def save_final_model(this: Run, record: TrainingRecord) -> None:
     """Write the chosen checkpoint's model and the whole history into the output folder."""
     folder = this.config.output_dir
-    state = read_state(folder / f"checkpoint-{this.spans[-1].last_step}")
+    state = read_state(checkpoint_folders(folder)[-1])
     step = choose_step(state, this.config.final_model)
     log.info("\nSaving final model...")
     read_marker(folder / f"checkpoint-{step}")
     final = write_final_model(this, folder / f"checkpoint-{step}", state, step)
-    update(record, state="done", exit_code=0, final_step=step, final_wer=final.wer, final_cer=final.cer)
+    record.update(state="done", exit_code=0, final_step=step, final_wer=final.wer, final_cer=final.cer)
     log.info("✓ Model saved to: %s (%s checkpoint, step %d)", folder, this.config.final_model, step)
     log.info("\n%s\nTraining completed!\nModel saved to: %s\n%s\n", RULE, folder, RULE)
     log.info("✓ Final WER: %.2f%%\n✓ Final CER: %.2f%%", 100 * final.wer, 100 * final.cer)
-
-
-def previous_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / "run.json"
-    if not path.exists():
-        return None
-    return read_object(path)
-
-
-def update(record: TrainingRecord, **facts: Any) -> None:
-    if is_main_process():
-        record.update(**facts)

@@ -135,6 +135,8 @@ class Train(Section):
     max_new_tokens: Count = 256
     eval_batch_size: Count = 16
     """Utterances per batch when evaluating."""
+    early_stop_evaluations: Annotated[int, Field(ge=0)] = 0
+    """Evaluations of the last stage in a row without a new lowest eval_wer after which the run ends; 0: never."""
     final_model: Literal["best", "last"] = "best"
     """Which checkpoint becomes the final model: the one with the lowest eval_wer, or the last one."""
     dataset_weights: dict[str, Positive] = {}

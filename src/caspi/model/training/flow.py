@@ -2,19 +2,37 @@
 
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from caspi.model.training.processes import max_over_processes
+from caspi.model.training.stages import StageSpan
 from caspi.model.training.weights import Checksums
 
 if TYPE_CHECKING:
     from caspi.model.training.trainer import StageTrainer
 
 log = logging.getLogger(__name__)
+
+
+def is_worn_out(history: Sequence[dict[str, Any]], spans: Sequence[StageSpan], patience: int) -> bool:
+    """Whether so many evaluations of the last stage in a row have not lowered eval_wer; never with a patience of 0.
+
+    Only the last stage counts: the stages before it are there to be gone through.
+    """
+    lowest, num_in_vain = math.inf, 0
+    for entry in history:
+        if "eval_wer" not in entry:
+            continue
+        if entry["eval_wer"] < lowest:
+            lowest, num_in_vain = entry["eval_wer"], 0
+        elif entry["step"] > spans[-1].first_step:
+            num_in_vain += 1
+    return 0 < patience <= num_in_vain
 
 
 class StageFlow(TrainerCallback):
@@ -30,6 +48,7 @@ class StageFlow(TrainerCallback):
         if args.device.type == "cuda":
             self.trainer.gradients.fit_memory()
         self.trainer.meter.restart()
+        self.trainer.run.forecast.begin(state.global_step)
         evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
         if state.global_step and self.is_due(state.global_step) and state.global_step not in evaluated:
             self.trainer._determine_best_metric(self.trainer.evaluate(), None)
@@ -40,7 +59,8 @@ class StageFlow(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
-        is_end = step >= self.trainer.span.last_step
+        wears_out = self.wears_out(state)
+        is_end = step >= self.trainer.span.last_step or wears_out
         is_last = step >= self.trainer.run.spans[-1].last_step
         exit_code = 0 if is_last else max_over_processes(self.trainer.run.stop.exit_code, args.device)
         if exit_code:
@@ -48,8 +68,14 @@ class StageFlow(TrainerCallback):
             log.info("Saving checkpoint...")
         control.should_log = is_end or step % self.config.logging_steps == 0
         control.should_evaluate = self.is_due(step) and not exit_code
-        control.should_save = self.is_due(step) or exit_code != 0
+        control.should_save = self.is_due(step) or exit_code != 0 or wears_out
         control.should_training_stop = is_end or exit_code != 0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = control.should_training_stop or self.wears_out(state)
+
+    def wears_out(self, state: Any) -> bool:
+        return is_worn_out(state.log_history, self.trainer.run.spans, self.config.early_stop_evaluations)
 
     def is_due(self, step: int) -> bool:
         ends = {span.last_step for span in self.trainer.run.spans}

@@ -9,12 +9,15 @@ import torch
 from transformers import TrainerCallback
 
 from caspi.config import Train
+from caspi.model.training.forecast import Forecast, in_words
 from caspi.model.training.layers import FROZEN, check_group_names, describe, group_table, is_head_tied
 from caspi.model.training.processes import num_processes
 from caspi.model.training.run import Run
 from caspi.model.training.stages import StageSpan, stage_spans
 
 RULE = "=" * 70
+SECONDS_BETWEEN_LINES = 60.0
+"""While nothing else is said, so that a log without a terminal shows that the run goes on."""
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +73,28 @@ def print_optimizer(this: Run, span: StageSpan) -> None:
 
 
 class Milestones(TrainerCallback):
-    """Epochs, steps with time left, evaluations and checkpoints, as lines."""
+    """Epochs, steps with time and money left, evaluations and checkpoints, as lines; a sign of life every minute."""
 
-    def __init__(self, num_epochs: int, steps_per_epoch: int) -> None:
+    def __init__(self, num_epochs: int, steps_per_epoch: int, forecast: Forecast) -> None:
         self.num_epochs = num_epochs
         self.steps_per_epoch = steps_per_epoch
-        self.start: tuple[float, int] | None = None
-        """Time and step at which this process began to train."""
+        self.forecast = forecast
+        self.last_line = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start = self.start or (time.monotonic(), state.global_step)
+        self.last_line = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log.info("\nEpoch %d/%d:", state.global_step // self.steps_per_epoch + 1, self.num_epochs)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not control.should_log and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            words = in_words(self.forecast.at(state.global_step, self.num_steps))
+            log.info("  step %d/%d (%.1f %%), %s", state.global_step, self.num_steps, self.percent(state), words)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.last_line = time.monotonic()
         if "loss" in logs:
             log.info("  [Step %d/%d] %s", state.global_step, self.num_steps, self.training_line(state, logs))
         if "eval_wer" in logs:
@@ -106,20 +116,10 @@ class Milestones(TrainerCallback):
         if "gpu_memory_gib" in logs:
             parts.append(f"gpu_mem: {logs['gpu_memory_gib']:.1f}GB")
         parts.append(f"{logs['samples_per_second']:.1f} samples/s")
-        return ", ".join([*parts, f"{clock(self.seconds_left(state.global_step))} left"])
+        return ", ".join([*parts, in_words(logs)])
 
-    def seconds_left(self, step: int) -> float:
-        """At the mean pace of this process so far, evaluations and saving included."""
-        assert self.start is not None
-        began, first_step = self.start
-        seconds_per_step = (time.monotonic() - began) / max(1, step - first_step)
-        return seconds_per_step * (self.num_steps - step)
+    def percent(self, state: Any) -> float:
+        return 100.0 * float(state.global_step) / self.num_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log.info("  ✓ Checkpoint saved: %s", Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, for example 11:24:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -13,6 +13,7 @@ from caspi.model.training.adapters import Adapters
 from caspi.model.training.augmentation import Augmenter
 from caspi.model.training.batch import Encoder, Utterances
 from caspi.model.training.dev_set import DevSet
+from caspi.model.training.forecast import Forecast
 from caspi.model.training.quarantine import Quarantine
 from caspi.model.training.sampler import Plan
 from caspi.model.training.stages import LearningRates, StageSpan
@@ -58,6 +59,7 @@ class Run:
     adapters: Adapters | None
     micro_batch_size: int
     """Utterances computed at once; the recipe's, or less where memory did not suffice."""
+    forecast: Forecast = field(default_factory=Forecast)
     callbacks: list[TrainerCallback] = field(default_factory=list)
 
     def plain_model(self) -> AbstractContextManager[None]:

@@ -199,7 +199,11 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             logs.pop("learning_rate", None)
             logs |= {f"learning_rate_{group}": rate for group, rate in self.used_rates.items()}
-            logs |= self.meter.read() | self.gpu_memory()
+            logs |= (
+                self.meter.read()
+                | self.gpu_memory()
+                | self.run.forecast.at(self.state.global_step, self.run.rates.num_steps)
+            )
         super().log(logs, start_time)
 
     def gpu_memory(self) -> dict[str, float]:

@@ -105,7 +105,10 @@ def eval_wer_rising(watch: Watch) -> str | None:
     if len(rates) < 3 or not rates[0] < rates[1] < rates[2]:
         return None
     course = " → ".join(f"{rate:.2%}" for rate in rates)
-    return f"eval_wer rose twice ({course}): overfitting; the best checkpoint is kept, stop with Ctrl+C if it goes on"
+    return (
+        f"eval_wer rose twice ({course}): overfitting; the best checkpoint is kept, --early-stop-evaluations 3 ends "
+        "the run if it goes on"
+    )
 
 
 def data_wait_high(watch: Watch) -> str | None:

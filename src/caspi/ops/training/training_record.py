@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from caspi.config import Recipe, Train
+from caspi.files import read_object
 from caspi.ops import provenance
 from caspi.ops.training.artifacts import Checkpoint, commit, differing_keys, rotate, withdraw
 from caspi.records import Utterance, dump_json, sha256_of_file, write_json
@@ -19,8 +20,9 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
         *("manifest", "output_dir", "gate_report", "signoff_file", "accept_risk", "yes", "overwrite_recipe"),
         *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
-        *("logging_steps", "save_total_limit", "eval_batch_size", "final_model", "push_to_hub", "hub_model_id"),
-        *("max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds", "price", "max_budget_usd"),
+        *("logging_steps", "save_total_limit", "eval_batch_size", "early_stop_evaluations", "final_model"),
+        *("push_to_hub", "hub_model_id", "max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
+        *("price", "max_budget_usd"),
     }
 )
 """Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
@@ -92,28 +94,37 @@ class CheckpointKeeper:
 
 
 class TrainingRecord:
-    """run.json: recipe, versions, hashes, gate, and how far the run is. Only the main process may update it."""
+    """run.json: recipe, versions, hardware, hashes, gate, and how far the run is; only the main process writes it."""
 
-    def __init__(self, recipe: Recipe, previous: dict[str, Any] | None) -> None:
-        """`previous` is the content of the run that is resumed."""
+    def __init__(self, recipe: Recipe, is_main: bool) -> None:
+        """A run that is resumed keeps its W&B run, its starts and the time it took."""
         config = recipe.train
         self.path = config.output_dir / "run.json"
+        self.is_main = is_main
+        previous = self.read()
         self.content: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
+            "host": provenance.host_id(),
+            "hardware": provenance.hardware(),
             "manifest_sha256": sha256_of_file(config.manifest),
             "accept_risk": config.accept_risk,
             "label_policy": "transcript and end of turn carry loss; the forced language prefix is part of the prompt",
-            "wandb_run_id": (previous or {}).get("wandb_run_id") or uuid.uuid4().hex[:12],
-            "starts": [*(previous or {}).get("starts", []), now()],
-            "train_seconds": (previous or {}).get("train_seconds", 0.0),
-            "paid_seconds": (previous or {}).get("paid_seconds", (previous or {}).get("train_seconds", 0.0)),
+            "wandb_run_id": previous.get("wandb_run_id") or uuid.uuid4().hex[:12],
+            "starts": [*previous.get("starts", []), now()],
+            "train_seconds": previous.get("train_seconds", 0.0),
+            "paid_seconds": previous.get("paid_seconds", previous.get("train_seconds", 0.0)),
         }
 
+    def read(self) -> dict[str, Any]:
+        """What an earlier start wrote; empty if there was none."""
+        return read_object(self.path) if self.path.exists() else {}
+
     def update(self, **facts: Any) -> None:
-        self.content |= facts | {"updated": now()}
-        write_json(self.path, self.content)
+        if self.is_main:
+            self.content |= facts | {"updated": now()}
+            write_json(self.path, self.content)
 
 
 class Progress(TrainerCallback):
@@ -127,10 +138,8 @@ class Progress(TrainerCallback):
         self.began = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
         now = time.monotonic()
-        seconds = self.record.content.get("train_seconds", 0.0) + now - self.began
+        seconds = self.record.content["train_seconds"] + now - self.began
         peaks = [entry["gpu_memory_gib"] for entry in state.log_history if "gpu_memory_gib" in entry]
         self.record.update(
             train_seconds=round(seconds, 3),

@@ -104,7 +104,7 @@ class RunRecord(Recorded):
     stage: str | None = None
     exit_code: int | None = None
     host: str | None = None
-    """Of the training process."""
+    """Of the training process, as `provenance.host_id` has it."""
     updated: AwareDatetime | None = None
     starts: list[AwareDatetime] = []
     steps_done: int = 0

@@ -2,11 +2,11 @@
 
 import fcntl
 import re
-import socket
 import struct
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from caspi.ops.provenance import host_id
 from caspi.ops.training.run_lock import LOCK_FILE
 from caspi.ops.watching.run_metrics import RunRecord
 
@@ -35,7 +35,7 @@ class Holder(NamedTuple):
 def judge_state(run_dir: Path, record: RunRecord, silence_seconds: float, max_silence_seconds: float) -> Verdict:
     """`silence_seconds` is the age of the run's last write."""
     recorded = record.state
-    elsewhere = f"the run is on {record.host}" if record.host not in (None, socket.gethostname()) else None
+    elsewhere = f"the run is on another machine ({record.host})" if record.host not in (None, host_id()) else None
     unseen = elsewhere or why_lock_cannot_tell(run_dir)
     holder = None if unseen else lock_holder(run_dir / LOCK_FILE)
     if holder is not None:
