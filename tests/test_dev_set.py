@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in run.model.parameters():  # a model whose words depend on every bit of what it hears
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return run
 
 
