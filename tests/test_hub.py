@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from caspi.ops.release.hub import plan_upload, secrets_in
+from caspi.ops.release.hub import plan_upload
+from caspi.ops.release.secret_search import secrets_in
 
 ASSETS = Path("/work/shared/assets/qwen3-asr")
 UPLOAD = """

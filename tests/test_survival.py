@@ -1,7 +1,6 @@
 """What goes wrong in a run and must not end it, or must end it cleanly: memory, disk, broken clips, wrong labels."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -11,7 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import NUM_STEPS, build_inputs, train, train_in_child, train_in_children, weights, weights_hash
+from tiny_training import (
+    NUM_STEPS,
+    build_inputs,
+    kill_before_step,
+    train,
+    train_in_child,
+    train_in_children,
+    weights,
+    weights_hash,
+)
 
 from caspi.model.training.batch import Encoder, MicroBatch
 from caspi.model.training.trainer import StageTrainer
@@ -60,17 +68,6 @@ def run_out_of_memory(step: int, most_rows: int, rank: int, ranks: tuple[int, ..
         return original(self, model, inputs, **kwargs)  # type: ignore[arg-type]
 
     StageTrainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
-
-
-def kill_before_step(step: int) -> None:
-    original = StageTrainer.training_step
-
-    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    StageTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
 def test_out_of_memory_halves_the_micro_batch_keeps_the_step_and_is_remembered(

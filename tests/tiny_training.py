@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import caspi.train  # noqa: F401  # once here instead of in every fork
 from caspi.cli import main
 from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny import build_tiny_asr
+from caspi.model.training.trainer import StageTrainer
 from caspi.records import Utterance, sha256_of_file, write_jsonl
 from caspi.speech.corpora.audio import write_audio
 
@@ -133,6 +135,17 @@ def fork_two(
         prepare(rank)
 
     return [fork(recipe, output, *flags, prepare=partial(join, rank)) for rank in range(2)]
+
+
+def kill_before_step(step: int) -> None:
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from caspi.model.training.final import choose_step, read_state, write_final_mode
 from caspi.model.training.flow import is_worn_out
 from caspi.model.training.forecast import Forecast
 from caspi.model.training.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
-from caspi.model.training.processes import all_gather_objects, is_main_process, join_processes, num_processes
+from caspi.model.training.processes import (
+    all_gather_objects,
+    is_main_process,
+    join_processes,
+    num_processes,
+    wait_for_main_process,
+)
 from caspi.model.training.run import Run
 from caspi.model.training.stages import StageSpan, span_at
 from caspi.model.training.trainer import StageTrainer
 from caspi.model.training.weights import checkpoint_bytes
+from caspi.ops.mirroring.mirror import Mirror, restore_newer
 from caspi.ops.release import hub
 from caspi.ops.training import launcher
 from caspi.ops.training.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker, set_aside
@@ -120,19 +128,20 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     split = load_data(config)
     wanted = weights_recipe(recipe, num_processes())
     data_hash = data_sha256(split.training, split.evaluation)
+    mirror = Mirror(config.mirror, config.output_dir, config.mirroring) if config.mirror else None
     checkpoint = find_checkpoint(config, wanted, data_hash)
     quarantine = open_quarantine(config, is_resumed=checkpoint is not None)
     split = check_data(split, quarantine)
     record = TrainingRecord(recipe, is_main_process())
     spending = count_spending(recipe, record, began, stop, num_processes())
     record.update(gate=opened, data_sha256=data_hash, num_processes=num_processes())
-    store = CheckpointKeeper(config, wanted, data_hash, num_processes())
+    store = CheckpointKeeper(config, wanted, data_hash, num_processes(), mirror.in_use if mirror else frozenset)
     micro_batch_size = checkpoint.marker.micro_batch_size if checkpoint else None
     this = build_run(recipe, split, quarantine, store, stop, num_processes(), micro_batch_size)
     this.forecast = Forecast(spending.price.usd_per_hour, spending.seconds)
     if is_main_process():
         check_disk(this)
-    reporters = start_reporting(this, recipe, record, spending)
+    reporters = start_reporting(this, recipe, record, [one for one in (spending, mirror) if one])
     prove_supervision(this)
     exit_code = train_stages(this, checkpoint, record)
     if not exit_code and is_main_process():
@@ -144,6 +153,8 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
         reporter.finish(exit_code)
     if is_main_process():
         spending.keep()
+        if mirror:
+            mirror.finish(stop)
     return exit_code
 
 
@@ -182,18 +193,25 @@ def announce_gate(opened: dict[str, Any]) -> None:
 def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Checkpoint | None:
     """The newest checkpoint that is complete and belongs to this recipe and data; others are moved aside."""
     found: Checkpoint | None = None
+    overwrite = config.overwrite_recipe
     if is_main_process():
         found, torn = newest_checkpoint(config.output_dir)
         set_aside(torn)
+        if config.mirror:
+            found = restore_newer(config, found, lambda one: check_same_recipe(one, wanted, data_hash, overwrite))
         if found:
-            check_same_recipe(found, wanted, data_hash, config.overwrite_recipe)
+            check_same_recipe(found, wanted, data_hash, overwrite)
             log.info("✓ Resuming from %s (stage %s)\n", found.folder, found.marker.stage)
         elif torn:
             log.warning("WARNING: no usable checkpoint is left in %s; training starts anew", config.output_dir)
+    if config.mirror:
+        wait_for_main_process(config.mirroring.restore_seconds)
     return all_gather_objects(found)[0]
 
 
-def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord, spending: Spending) -> list[WeightsAndBiases]:
+def start_reporting(
+    this: Run, recipe: Recipe, record: TrainingRecord, observers: Sequence[Spending | Mirror]
+) -> list[WeightsAndBiases]:
     """Adds the reporters to the run; returns those that want to know how it ends."""
     folder = this.config.output_dir
     switches = [span.first_step for span in this.spans[1:]]
@@ -207,8 +225,9 @@ def start_reporting(this: Run, recipe: Recipe, record: TrainingRecord, spending:
     ]
     if not is_main_process():
         return []
-    spending.tell = monitor.tell
-    this.callbacks.append(spending)
+    for observer in observers:
+        observer.tell = monitor.tell
+        this.callbacks.append(observer)
     plan = plan_wandb(os.environ)
     log.info("W&B: %s (%s)\n", plan.mode, plan.reason)
     if plan.mode == "off":
@@ -237,11 +256,12 @@ def check_disk(this: Run) -> None:
     folder, limit = this.config.output_dir, this.config.save_total_limit
     widest = {group for span in this.spans for group in span.stage.learning_rates}
     size = checkpoint_bytes(this.model, lambda name: this.assigned[name] in widest)
-    needed = (limit + 1 - len(checkpoint_folders(folder))) * size
+    at_once = limit + (3 if this.config.mirror else 1)  # a copy under way keeps its checkpoint and the best one
+    needed = (at_once - len(checkpoint_folders(folder))) * size
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"{folder} has {free / 2**30:.1f} GiB free, {limit + 1} checkpoints need {needed / 2**30:.1f} GiB more: "
+            f"{folder} has {free / 2**30:.1f} GiB free, {at_once} checkpoints need {needed / 2**30:.1f} GiB more: "
             "make room, choose another --output-dir, or keep fewer with --save-total-limit 2"
         )
 

@@ -17,7 +17,7 @@ from caspi.config.operations import Check, Env, Plan, Watch
 from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
-from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Stage, Train
+from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Mirroring, Stage, Train
 from caspi.files import read_text
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Gate",
     "Health",
     "Language",
+    "Mirroring",
     "Percent",
     "Plan",
     "PlantedAudit",

@@ -17,6 +17,7 @@ AlertKind = Literal[
     "LEARNING_RATES_ZERO",
     "EVAL_WER_RISING",
     "DATA_WAIT_HIGH",
+    "MIRROR_FAILED",
 ]
 
 
@@ -56,6 +57,17 @@ class Health(Section):
     """Share of the time spent waiting for audio to be decoded."""
     stop_on: tuple[AlertKind, ...] = ()
     """Alerts at which the run saves and stops with exit code 3; the same command goes on."""
+
+
+class Mirroring(Section):
+    """Copies of the checkpoints in object storage, made beside training."""
+
+    retry_seconds: Positive = 300.0
+    """After a failed copy, unless a checkpoint comes first."""
+    finish_seconds: Positive = 1800.0
+    """Longest wait for the last copy when the run ends."""
+    restore_seconds: Positive = 7200.0
+    """Longest wait for a checkpoint from the mirror when the run starts."""
 
 
 class Augmentation(Section):
@@ -153,6 +165,10 @@ class Train(Section):
     """Nats per target token before step 1. A pretrained model is far below, a vocabulary of 152,000 guesses at 11.9;
     above it labels, audio and weights do not belong together."""
     health: Health = Health()
+    mirror: str | None = None
+    """Address for copies of the committed checkpoints (s3://BUCKET/FOLDER, gs://..., hf://buckets/OWNER/NAME, a
+    folder); a start without as new a checkpoint here fetches it from there. Credentials by environment only."""
+    mirroring: Mirroring = Mirroring()
     price: Positive | None = None
     """USD per hour for all GPUs together; default: `plan.price`, else that of the GPUs of this machine."""
     max_budget_usd: Annotated[Positive | None, tyro.conf.arg(aliases=["--max-budget"])] = None

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -30,6 +31,14 @@ def join_processes() -> None:
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def wait_for_main_process(timeout_seconds: float) -> None:
+    """A barrier with a time-out of its own, for work of the main process that takes longer than a step may."""
+    if num_processes() > 1:
+        group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+        distributed.barrier(group=group)
+        distributed.destroy_process_group(group)
 
 
 def barrier() -> None:

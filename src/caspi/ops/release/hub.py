@@ -1,12 +1,10 @@
 """Upload of a finished folder to the Hugging Face Hub: listed files, no secrets, one commit, private unless told."""
 
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from fnmatch import fnmatch
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,21 +19,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
+from caspi.ops.release.secret_search import secrets_in
 from caspi.records import RunFailed
 
 ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "README.md")
 """Files of a model that are published; in particular no pickles, logs or optimizer states."""
-SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
-MIN_SECRET_CHARACTERS = 8
-"""Shorter values of such a variable are no secrets."""
-SECRET_PATTERNS = {
-    "Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
-    "W&B key": rb"\bwandb_v1_[A-Za-z0-9_]{20,}|WANDB_API_KEY\W{1,4}[0-9a-f]{40}\b",
-    "OpenAI key": rb"\bsk-(?:proj-)?[A-Za-z0-9_-]{32,}",
-    "GitHub token": rb"\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_[A-Za-z0-9_]{50,}",
-    "AWS key": rb"\bAKIA[0-9A-Z]{16}\b",
-    "private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
 RETRIED_STATUS = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 
 
@@ -69,20 +57,6 @@ def plan_upload(folder: Path) -> list[PlannedFile]:
                 f"{path} holds a {secret}: nothing was uploaded; remove it, and revoke it if it got around"
             )
     return [PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-
-
-def secrets_in(path: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Kinds of secrets found in a file of any size; the secrets themselves are not repeated."""
-    if not path.stat().st_size:
-        return
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        for kind, pattern in SECRET_PATTERNS.items():
-            if re.search(pattern, content):
-                yield kind
-        for name in SECRET_VARIABLES:
-            value = environment.get(name, "")
-            if len(value) >= MIN_SECRET_CHARACTERS and content.find(value.encode()) >= 0:
-                yield f"value of {name}"
 
 
 def check_repo_id(name: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         *("logging_steps", "save_total_limit", "eval_batch_size", "early_stop_evaluations", "final_model"),
         *("push_to_hub", "hub_model_id", "max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
         *("price", "max_budget_usd"),
+        *("mirror", "mirroring"),
     }
 )
 """Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
@@ -66,8 +67,17 @@ def check_same_recipe(checkpoint: Checkpoint, recipe: dict[str, Any], data_hash:
 class CheckpointKeeper:
     """Makes checkpoints valid and deletes old ones."""
 
-    def __init__(self, config: Train, recipe: dict[str, Any], data_hash: str, world_size: int) -> None:
+    def __init__(
+        self,
+        config: Train,
+        recipe: dict[str, Any],
+        data_hash: str,
+        world_size: int,
+        in_use: Callable[[], frozenset[int]] = frozenset,
+    ) -> None:
+        """`in_use`: steps that are being copied and may not be deleted."""
         self.config = config
+        self.in_use = in_use
         self.recipe = recipe
         self.data_hash = data_hash
         self.world_size = world_size
@@ -90,7 +100,7 @@ class CheckpointKeeper:
             micro_batch_size=micro_batch_size,
         )
         keep = frozenset() if best_step is None else frozenset({best_step})
-        rotate(self.config.output_dir, self.config.save_total_limit, keep)
+        rotate(self.config.output_dir, self.config.save_total_limit, keep | self.in_use())
 
 
 class TrainingRecord:

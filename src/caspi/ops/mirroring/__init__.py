@@ -1,0 +1,1 @@
+"""Checkpoints kept in object storage as well: a lost machine costs the steps since the last one."""
