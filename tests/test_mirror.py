@@ -218,9 +218,9 @@ def let_copies_fail() -> None:
     """What pushes fails as storage does; what lists works."""
     original = mirror.copying
 
-    def copying(command: str, *rest: Any) -> list[str]:
+    def copying(command: str, url: str, folder: Path, *steps: int) -> list[str]:
         failing = [sys.executable, "-c", "raise OSError('no room left in the bucket')"]
-        return failing if command == "push" else original(command, *rest)
+        return failing if command == "push" else original(command, url, folder, *steps)
 
     mirror.copying = copying
 
@@ -247,8 +247,7 @@ def test_a_lost_machine_goes_on_elsewhere_with_the_same_command_to_the_same_bits
 ) -> None:
     flags = ("--mirror", f"file://{tmp_path}/bucket", "--save-total-limit", "2")
     first, second = tmp_path / "first", tmp_path / "second"
-    killed = train_in_child(recipe, first, *flags, prepare=lambda: (wait_for_copies(), kill_before_step(7))[1])
-    assert killed == -signal.SIGKILL
+    assert train_in_child(recipe, first, *flags, prepare=kill_after_copying) == -signal.SIGKILL
     starts = json.loads((first / "run.json").read_text())["starts"]
     shutil.rmtree(first)
 
@@ -268,8 +267,9 @@ def test_a_lost_machine_goes_on_elsewhere_with_the_same_command_to_the_same_bits
     assert "✓ Everything is in file://" in (second / "training.log").read_text()
 
 
-def wait_for_copies() -> None:
-    """Give each copy the time that a longer run has."""
+def kill_after_copying() -> None:
+    """Before step 7; each copy is given the time that a longer run has."""
+    kill_before_step(7)
     original = mirror.Mirror.on_step_end
 
     def on_step_end(self: mirror.Mirror, *arguments: Any, **more: Any) -> None:

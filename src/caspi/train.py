@@ -32,12 +32,13 @@ from caspi.model.training.run import Run
 from caspi.model.training.stages import StageSpan, span_at
 from caspi.model.training.trainer import StageTrainer
 from caspi.model.training.weights import checkpoint_bytes
-from caspi.ops.mirroring.mirror import Mirror, restore_newer
+from caspi.ops.mirroring.mirror import Mirror
 from caspi.ops.release import hub
 from caspi.ops.training import launcher
-from caspi.ops.training.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker, set_aside
+from caspi.ops.training.artifacts import Checkpoint, checkpoint_folders, newest_checkpoint, read_marker
 from caspi.ops.training.final_upload import upload_final
 from caspi.ops.training.health import HealthMonitor
+from caspi.ops.training.resume import checkpoint_to_resume
 from caspi.ops.training.run_lock import only_run_in
 from caspi.ops.training.signals import StopRequest, stop_request
 from caspi.ops.training.spending import Spending, count_spending
@@ -54,7 +55,6 @@ from caspi.ops.training.training_record import (
     CheckpointKeeper,
     Progress,
     TrainingRecord,
-    check_same_recipe,
     data_sha256,
     weights_recipe,
 )
@@ -191,19 +191,8 @@ def announce_gate(opened: dict[str, Any]) -> None:
 
 
 def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Checkpoint | None:
-    """The newest checkpoint that is complete and belongs to this recipe and data; others are moved aside."""
-    found: Checkpoint | None = None
-    overwrite = config.overwrite_recipe
-    if is_main_process():
-        found, torn = newest_checkpoint(config.output_dir)
-        set_aside(torn)
-        if config.mirror:
-            found = restore_newer(config, found, lambda one: check_same_recipe(one, wanted, data_hash, overwrite))
-        if found:
-            check_same_recipe(found, wanted, data_hash, overwrite)
-            log.info("✓ Resuming from %s (stage %s)\n", found.folder, found.marker.stage)
-        elif torn:
-            log.warning("WARNING: no usable checkpoint is left in %s; training starts anew", config.output_dir)
+    """What the run goes on from; every process gets the main one's answer."""
+    found = checkpoint_to_resume(config, wanted, data_hash) if is_main_process() else None
     if config.mirror:
         wait_for_main_process(config.mirroring.restore_seconds)
     return all_gather_objects(found)[0]
