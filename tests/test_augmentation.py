@@ -9,7 +9,8 @@ import torch
 from caspi.config import Augmentation
 from caspi.model.tiny import build_tiny_asr
 from caspi.model.training.augmentation import Augmenter, change_speed, last_words
-from caspi.model.training.batch import Encoder, Example, StepCollator, Utterances, check_supervision
+from caspi.model.training.batch import Encoder, Example, Utterances, check_supervision
+from caspi.model.training.parts import PaddedParts
 from caspi.model.training.sampler import Plan, make_pools
 from caspi.records import Utterance
 from caspi.speech.corpora.audio import write_audio
@@ -126,9 +127,9 @@ def test_masks_are_as_wide_as_allowed_and_set_to_the_mean(corpus: list[Utterance
 def test_the_previous_transcript_is_the_system_prompt_and_carries_no_loss(corpus: list[Utterance]) -> None:
     dataset = Utterances(corpus, ENCODER, augmenter=Augmenter(Augmentation(context_probability=1.0), 1))
     items = [dataset[(0, index)] for index in range(NUM_CLIPS)]
-    step = StepCollator(ENCODER, 3)(items)
+    step = PaddedParts(ENCODER, 3).collator()(items)
     check_supervision(ENCODER, corpus, step)
-    text = ENCODER.tokenizer.decode(step.micro_batches[0]["input_ids"][0])
+    text = ENCODER.tokenizer.decode(ENCODER.padded(step.parts[0])["input_ids"][0])
     assert text.startswith("<|im_start|>system\nמה שלומך היום<|im_end|>\n<|im_start|>user\n")
 
 

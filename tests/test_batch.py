@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from caspi.model.packed.batch import PackedBatch, Packer
 from caspi.model.tiny import build_tiny_asr
-from caspi.model.training.batch import IGNORED, Encoder, StepCollator, Utterances, check_supervision
-from caspi.model.training.memory import split_batch
+from caspi.model.training.batch import IGNORED, Encoder, MicroBatch, StepBatch, Utterances, check_supervision
+from caspi.model.training.parts import PackedParts, PaddedParts, Parts, split_padded
 from caspi.records import Rejected, RunFailed, Utterance
 from caspi.speech.corpora.audio import write_audio
 
@@ -17,11 +18,22 @@ TEXTS = ["שלום עולם", "בוקר טוב, ילד", "אור", 'צה"ל בי
 NUM_SAMPLES = [32_000, 20_000, 8_000, 47_777, 3_000]
 MODEL, PROCESSOR = build_tiny_asr()
 ENCODER = Encoder(PROCESSOR, "Hebrew")
+PARTS: dict[str, Parts] = {
+    "padded": PaddedParts(ENCODER, 2),
+    "packed": PackedParts(ENCODER, Packer(MODEL.config, ENCODER.pad_id), 100),
+}
 
 
 def clips() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [(rng.standard_normal(count) * 0.1).astype(np.float32) for count in NUM_SAMPLES]
+
+
+def padded(step: StepBatch) -> MicroBatch:
+    """The one part of a step."""
+    (part,) = step.parts
+    assert not isinstance(part, PackedBatch)
+    return part
 
 
 def corpus(folder: Path) -> list[Utterance]:
@@ -85,8 +97,8 @@ def test_a_clip_in_a_batch_has_the_features_it_has_alone() -> None:
 
 
 def test_a_share_without_utterances_is_silence_without_loss() -> None:
-    step = StepCollator(ENCODER, 2)([])
-    (batch,) = step.micro_batches
+    step = PARTS["padded"].collator()([])
+    batch = padded(step)
     assert step.num_target_tokens == 0
     assert ENCODER.supervised_text(batch) == [""]
     MODEL.zero_grad()
@@ -97,14 +109,16 @@ def test_a_share_without_utterances_is_silence_without_loss() -> None:
     MODEL.zero_grad()
 
 
-def test_a_clip_that_does_not_decode_makes_the_step_smaller_and_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_clip_that_does_not_decode_makes_the_step_smaller_and_is_named(kind: str, tmp_path: Path) -> None:
     utterances = corpus(tmp_path)
     Path(utterances[1].audio_filepath).write_bytes(b"no audio")
     dataset = Utterances(utterances, ENCODER)
-    step = StepCollator(ENCODER, 2)([dataset[(0, index)] for index in range(5)])
+    step = PARTS[kind].collator()([dataset[(0, index)] for index in range(5)])
     assert [item.id for item in step.rejected] == ["u1"]
     assert step.num_utterances == 4
-    assert step.num_target_tokens == sum(len(batch["shift_labels"]) for batch in step.micro_batches)
+    parts = [ENCODER.padded(part) for part in step.parts]
+    assert step.num_target_tokens == sum(len(part["shift_labels"]) for part in parts)
     check_supervision(ENCODER, utterances, step)
 
 
@@ -121,23 +135,26 @@ def test_the_cache_is_bounded_and_gives_the_same_features(tmp_path: Path) -> Non
     assert len(cached.cache) < 5
 
 
-def test_planted_label_bugs_are_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", PARTS)
+def test_planted_label_bugs_are_found_before_training(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     utterances = corpus(tmp_path)
     dataset = Utterances(utterances, ENCODER)
     items = [dataset[(0, index)] for index in range(5)]
-    check_supervision(ENCODER, utterances, StepCollator(ENCODER, 2)(items))
+    check_supervision(ENCODER, utterances, PARTS[kind].collator()(items))
 
     monkeypatch.setattr(Encoder, "target_ids", lambda self, text: tuple(self.token_ids(text)))
     without_end = [Utterances(utterances, ENCODER)[(0, index)] for index in range(5)]
     with pytest.raises(RunFailed, match="labels are wrong"):
-        check_supervision(ENCODER, utterances, StepCollator(ENCODER, 2)(without_end))
+        check_supervision(ENCODER, utterances, PARTS[kind].collator()(without_end))
 
 
 def test_a_supervised_prompt_is_found_before_training(tmp_path: Path) -> None:
     utterances = corpus(tmp_path)
     dataset = Utterances(utterances, ENCODER)
-    step = StepCollator(ENCODER, 5)([dataset[(0, index)] for index in range(5)])
-    (batch,) = step.micro_batches
+    step = PaddedParts(ENCODER, 5).collator()([dataset[(0, index)] for index in range(5)])
+    batch = padded(step)
     batch["logits_to_keep"] = batch["attention_mask"].roll(-1, dims=1).bool()
     batch["shift_labels"] = batch["input_ids"].roll(-1, dims=1)[batch["logits_to_keep"]]
     with pytest.raises(RunFailed, match="would carry loss"):
@@ -148,7 +165,7 @@ def test_a_supervised_prompt_is_found_before_training(tmp_path: Path) -> None:
 def test_a_batch_that_is_split_is_what_smaller_batches_would_have_been(size: int) -> None:
     examples = [ENCODER.encode(*pair) for pair in zip(clips(), TEXTS, strict=True)]
     examples.sort(key=lambda example: example.features.shape[1], reverse=True)
-    parts = split_batch(ENCODER.batch(examples), size, ENCODER.chunk_frames)
+    parts = split_padded(ENCODER.batch(examples), size, ENCODER.chunk_frames)
     expected = [ENCODER.batch(examples[first : first + size]) for first in range(0, len(examples), size)]
     assert len(parts) == len(expected)
     for part, whole in zip(parts, expected, strict=True):

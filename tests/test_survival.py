@@ -1,10 +1,12 @@
 """What goes wrong in a run and must not end it, or must end it cleanly: memory, disk, broken clips, wrong labels."""
 
 import json
+import re
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,9 @@ from tiny_training import (
     weights_hash,
 )
 
-from caspi.model.training.batch import Encoder, MicroBatch
+from caspi.model.packed.batch import Clip, PackedBatch, Packer
+from caspi.model.training.batch import Part
+from caspi.model.training.gradients import Gradients
 from caspi.model.training.trainer import StageTrainer
 from caspi.ops.release import hub
 from caspi.ops.training.artifacts import read_marker
@@ -58,34 +62,44 @@ def gap(ours: Path, theirs: Path) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in right if "k_proj.bias" not in name)
 
 
-def run_out_of_memory(step: int, most_rows: int, rank: int, ranks: tuple[int, ...] = (0, 1)) -> None:
-    """From a step on, micro-batches of more than `most_rows` do not fit."""
-    original = StageTrainer.compute_loss
+def run_out_of_memory(step: int, most_clips: int, rank: int, ranks: tuple[int, ...] = (0, 1)) -> None:
+    """From a step on, more than `most_clips` at once do not fit."""
+    original = Gradients.loss_of
 
-    def compute_loss(self: StageTrainer, model: object, inputs: dict[str, torch.Tensor], **kwargs: object) -> object:
-        if self.state.global_step >= step and len(inputs["input_ids"]) > most_rows and rank in ranks:
+    def loss_of(self: Gradients, model: torch.nn.Module, part: Part, num_items: object) -> torch.Tensor:
+        _, num_clips = self.run.parts.sizes(part)
+        if self.trainer.state.global_step >= step and num_clips > most_clips and rank in ranks:
             raise torch.cuda.OutOfMemoryError("planted")
-        return original(self, model, inputs, **kwargs)  # type: ignore[arg-type]
+        return original(self, model, part, num_items)
 
-    StageTrainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
+    Gradients.loss_of = loss_of  # type: ignore[method-assign]
 
 
-def test_out_of_memory_halves_the_micro_batch_keeps_the_step_and_is_remembered(
-    recipe: Path, finished: Path, tmp_path: Path
+@pytest.mark.parametrize("step", ["packed", "padded"])
+def test_out_of_memory_halves_what_is_computed_at_once_keeps_the_step_and_is_remembered(
+    step: str, recipe: Path, finished: Path, tmp_path: Path
 ) -> None:
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    assert train_in_child(recipe, whole, prepare=lambda: run_out_of_memory(2, 1, 0)) == 0
-    assert "GPU memory ran out: micro-batches of 1 instead of 3 utterances" in log_of(whole)
-    assert log_of(whole).count("GPU memory ran out") == 1
-    assert read_marker(whole / LAST).micro_batch_size == 1
+    flags = ("--step", step)
+    assert train_in_child(recipe, whole, *flags, prepare=lambda: run_out_of_memory(2, 1, 0)) == 0
+    limits = read_marker(whole / LAST).limits()
+    if step == "padded":
+        assert "GPU memory ran out: at most 1 instead of 3 utterances at once" in log_of(whole)
+        assert log_of(whole).count("GPU memory ran out") == 1
+        assert limits == {"micro_batch_size": 1, "token_budget": None}
+    else:
+        halvings = re.findall(r"at most (\d+) instead of (\d+) text positions at once", log_of(whole))
+        assert 2 <= len(halvings) <= 5
+        assert all(int(after) == int(before) // 2 for after, before in halvings)
+        assert limits == {"micro_batch_size": None, "token_budget": int(halvings[-1][0])}
     assert gap(whole / LAST, finished / LAST) < 1e-4
 
     def plant() -> None:
         run_out_of_memory(2, 1, 0)
         kill_before_step(5)
 
-    assert train_in_child(recipe, halved, prepare=plant) == -signal.SIGKILL
-    assert train_in_child(recipe, halved) == 0
+    assert train_in_child(recipe, halved, *flags, prepare=plant) == -signal.SIGKILL
+    assert train_in_child(recipe, halved, *flags) == 0
     assert weights_hash(halved / LAST) == weights_hash(whole / LAST)
 
 
@@ -93,7 +107,8 @@ def test_memory_that_runs_out_on_one_process_halves_on_all(recipe: Path, finishe
     flags = ("--batch-size", "3", "--gradient-accumulation-steps", "1")
     codes = train_in_children(recipe, tmp_path, *flags, prepare=lambda rank: run_out_of_memory(2, 2, rank, (1,)))
     assert codes == [0, 0]
-    assert read_marker(tmp_path / LAST).micro_batch_size == 1
+    assert (read_marker(tmp_path / LAST).token_budget or 0) > 0
+    assert "GPU memory ran out" in log_of(tmp_path)
     assert gap(tmp_path / LAST, finished / LAST) < 1e-4
 
 
@@ -192,13 +207,13 @@ def test_a_clip_that_breaks_on_the_way_is_out_everywhere_and_stays_out_after_a_r
 
 def misplace_predictions() -> None:
     """The labels are right and the positions that should predict them are one too late: only the loss shows it."""
-    original = Encoder.batch
+    original = Packer.pack
 
-    def batch(self: Encoder, examples: object) -> MicroBatch:
-        made = original(self, examples)  # type: ignore[arg-type]
-        return made | {"logits_to_keep": made["logits_to_keep"].roll(1, dims=1)}
+    def pack(self: Packer, clips: Sequence[Clip]) -> PackedBatch:
+        made = original(self, clips)
+        return made._replace(inputs=made.inputs | {"target_rows": torch.as_tensor(made.inputs["target_rows"]) + 1})
 
-    Encoder.batch = batch  # type: ignore[method-assign]
+    Packer.pack = pack  # type: ignore[method-assign]
 
 
 def test_a_first_loss_above_the_bound_stops_with_the_likely_cause(recipe: Path, tmp_path: Path) -> None:

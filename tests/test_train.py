@@ -145,17 +145,16 @@ def test_a_nan_stops_the_run_before_the_weights_change(recipe: Path, finished: P
 
 
 def supervise_the_prompt() -> None:
-    from caspi.model.training.batch import Encoder, MicroBatch
+    from caspi.model.packed.batch import Clip
+    from caspi.model.training.batch import Encoder, Example
 
-    original = Encoder.batch
+    original = Encoder.clip
 
-    def batch(self: Encoder, examples: object) -> MicroBatch:
-        made = original(self, examples)  # type: ignore[arg-type]
-        keep = made["attention_mask"].roll(-1, dims=1).bool()
-        keep[:, -1] = False
-        return made | {"logits_to_keep": keep, "shift_labels": made["input_ids"].roll(-1, dims=1)[keep]}
+    def clip(self: Encoder, example: Example) -> Clip:
+        made = original(self, example)
+        return made._replace(num_targets=len(made.input_ids) - 1)
 
-    Encoder.batch = batch  # type: ignore[method-assign]
+    Encoder.clip = clip  # type: ignore[method-assign]
 
 
 def test_a_label_bug_stops_the_run_before_step_1(recipe: Path, tmp_path: Path) -> None:

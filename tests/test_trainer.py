@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_steps import build_trainer, gradients, step_batch
 from tiny_training import NUM_STEPS, STEPS_PER_EPOCH, build_inputs
 from torch.nn.functional import cross_entropy
 
 from caspi.config import Recipe, Stage, Train, load_recipe
-from caspi.model.training.batch import Example, StepBatch
-from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
+from caspi.model.packed.batch import PackedBatch
+from caspi.model.training.batch import Example, Part
+from caspi.model.training.gradients import Gradients
 from caspi.model.training.optimizer import build_optimizer, load_optimizer, named_parameters, save_optimizer
 from caspi.model.training.stages import LearningRates, span_at, stage_spans
 from caspi.model.training.trainer import StageTrainer
@@ -23,42 +24,6 @@ GROUPS_B = ("projector", "llm_top", "lm_head")
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(build_inputs(tmp_path_factory.mktemp("inputs")))
-
-
-class NoStore:
-    def begin(self, folder: Path) -> None:
-        raise AssertionError("nothing is saved here")
-
-    def commit(self, *_: object) -> None:
-        raise AssertionError("nothing is saved here")
-
-
-def build_trainer(recipe: Recipe, output: Path, span_index: int, batch_size: int = 3) -> StageTrainer:
-    config = recipe.train.model_copy(
-        update={"output_dir": output, "batch_size": batch_size, "gradient_accumulation_steps": 6 // batch_size}
-    )
-    recipe = recipe.model_copy(update={"train": config})
-    quarantine = open_quarantine(config, is_resumed=False)
-    split = check_data(load_data(config), quarantine)
-    run = build_run(recipe, split, quarantine, NoStore(), SimpleNamespace(exit_code=0), world_size=1)
-    trainer = StageTrainer(run, run.spans[span_index])
-    trainer.create_optimizer()
-    trainer.state.global_step = run.spans[span_index].first_step
-    return trainer
-
-
-def step_batch(trainer: StageTrainer, epoch_index: int, step_index: int) -> StepBatch:
-    loader = trainer.get_train_dataloader()
-    trainer.sampler.set_epoch(epoch_index)
-    return list(loader)[step_index]
-
-
-def gradients(trainer: StageTrainer, step: StepBatch) -> tuple[float, dict[str, torch.Tensor]]:
-    trainer.run.model.zero_grad()
-    num_tokens = trainer._get_num_items_in_batch([step], torch.device("cpu"))
-    loss = trainer.training_step(trainer.run.model, step, num_tokens)
-    found = {name: p.grad.clone() for name, p in trainer.run.model.named_parameters() if p.grad is not None}
-    return float(loss), found
 
 
 def plain_gradients(trainer: StageTrainer, indices: Sequence[int]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -82,13 +47,21 @@ def plain_gradients(trainer: StageTrainer, indices: Sequence[int]) -> tuple[floa
 
 
 @pytest.mark.parametrize("span_index", [0, 1])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
-def test_loss_and_gradients_are_those_of_a_plain_step_whatever_the_micro_batches(
-    recipe: Recipe, tmp_path: Path, span_index: int, batch_size: int
+@pytest.mark.parametrize(
+    ("batch_size", "changes", "num_parts"),
+    [
+        *((size, {"step": "padded"}, 6 // size) for size in (1, 2, 3, 6)),
+        (6, {}, 1),
+        (6, {"token_budget": 100}, 3),
+        (6, {"token_budget": 1}, 6),
+    ],
+)
+def test_loss_and_gradients_are_those_of_a_plain_step_whatever_the_parts(
+    recipe: Recipe, tmp_path: Path, span_index: int, batch_size: int, changes: dict[str, object], num_parts: int
 ) -> None:
-    trainer = build_trainer(recipe, tmp_path, span_index, batch_size)
+    trainer = build_trainer(recipe, tmp_path, span_index, batch_size, **changes)
     step = step_batch(trainer, span_index, 1)
-    assert len(step.micro_batches) == 6 // batch_size
+    assert len(step.parts) == num_parts
     loss, ours = gradients(trainer, step)
     plain_loss, plain = plain_gradients(trainer, trainer.run.plan.step(span_index, 1))
     assert loss == pytest.approx(plain_loss, abs=1e-5)
@@ -178,25 +151,27 @@ def test_both_stages_build_optimizers_whose_parameters_are_the_trainable_ones(re
         assert named_parameters(optimizer).keys() == trainable
 
 
-def test_the_probe_halves_micro_batches_until_the_longest_clips_fit_and_leaves_no_trace(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("step", "clips_tried"), [("padded", [6, 3, 1]), ("packed", [6, 2, 1])])
+def test_the_probe_halves_parts_until_the_longest_clips_fit_and_leaves_no_trace(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, clips_tried: list[int]
 ) -> None:
-    trainer = build_trainer(recipe, tmp_path, 0, batch_size=6)
+    trainer = build_trainer(recipe, tmp_path, 0, batch_size=6, step=step)
     before = {name: p.detach().clone() for name, p in trainer.run.model.named_parameters()}
-    original, seen = StageTrainer.compute_loss, []
+    original, seen = Gradients.loss_of, []
 
-    def compute_loss(self: StageTrainer, model: object, inputs: dict[str, torch.Tensor], **kwargs: object) -> object:
-        seen.append((len(inputs["input_ids"]), inputs["input_features"].shape[-1]))
-        if len(inputs["input_ids"]) > 2:
+    def loss_of(self: Gradients, model: torch.nn.Module, part: Part, num_items: object) -> torch.Tensor:
+        _, num_clips = self.run.parts.sizes(part)
+        frames = part.sizes[0].num_frames if isinstance(part, PackedBatch) else part["input_features"].shape[-1]
+        seen.append((num_clips, frames))
+        if num_clips > 1:
             raise torch.cuda.OutOfMemoryError("planted")
-        return original(self, model, inputs, **kwargs)  # type: ignore[arg-type]
+        return original(self, model, part, num_items)
 
-    monkeypatch.setattr(StageTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(Gradients, "loss_of", loss_of)
     random_state = torch.get_rng_state()
     trainer.gradients.fit_memory()
-    assert trainer.run.micro_batch_size == 1
-    assert [rows for rows, _ in seen] == [6, 3, 1]
-    longest_frames = max(round(item.duration * 100) for item in trainer.run.utterances)
+    assert [clips for clips, _ in seen] == clips_tried
+    longest_frames = max(int(item.duration * 100) for item in trainer.run.utterances)
     assert all(frames >= longest_frames for _, frames in seen)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in trainer.run.model.named_parameters())

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from caspi import gate
 from caspi.config import Health, Recipe, Train
-from caspi.model.training.batch import StepCollator, check_supervision
+from caspi.model.training.batch import check_supervision
 from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
 from caspi.model.training.final import choose_step, read_state, write_final_model
 from caspi.model.training.flow import is_worn_out
@@ -136,8 +136,8 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     spending = count_spending(recipe, record, began, stop, num_processes())
     record.update(gate=opened, data_sha256=data_hash, num_processes=num_processes())
     store = CheckpointKeeper(config, wanted, data_hash, num_processes(), mirror.in_use if mirror else frozenset)
-    micro_batch_size = checkpoint.marker.micro_batch_size if checkpoint else None
-    this = build_run(recipe, split, quarantine, store, stop, num_processes(), micro_batch_size)
+    limits = checkpoint.marker.limits() if checkpoint else {}
+    this = build_run(recipe, split, quarantine, store, stop, num_processes(), limits)
     this.forecast = Forecast(spending.price.usd_per_hour, spending.seconds)
     if is_main_process():
         check_disk(this)
@@ -263,8 +263,7 @@ def prove_supervision(this: Run) -> None:
     """Look at the very first step before any is taken."""
     indices = this.plan.step(0, 0)
     dataset = this.dataset()
-    collate = StepCollator(this.encoder, this.config.batch_size)
-    step = collate([dataset[(0, index)] for index in indices])
+    step = this.parts.collator()([dataset[(0, index)] for index in indices])
     check_supervision(this.encoder, [this.utterances[index] for index in indices], step)
     log.info("✓ Supervision checked: transcripts and ends of turn carry loss, nothing else")
 

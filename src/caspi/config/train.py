@@ -121,8 +121,14 @@ class Train(Section):
     """An adapter's product counts alpha / rank times."""
     lora_learning_rate: Positive = 2e-4
     batch_size: Count = 2
-    """Utterances per micro-batch and process."""
+    """Times accumulation steps and processes: utterances per optimizer step. A padded step computes so many at once."""
     gradient_accumulation_steps: Count = 16
+    step: Literal["packed", "padded"] = "packed"
+    """How the utterances of a step are computed: one after the other in one sequence, or padded in micro-batches by the
+    stock class. The result is the same to rounding."""
+    token_budget: Count | None = None
+    """Text positions, audio among them, that a packed step computes at once; more are split. Without: what the GPU's
+    memory takes; on a CPU all."""
     num_processes: int = 0
     """Training processes on this machine; 0: one per visible GPU, or one on a machine without."""
     min_audio_length_seconds: Positive = 0.5

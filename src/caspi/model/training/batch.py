@@ -7,7 +7,7 @@ sends, so it is given and carries no loss. The transcript and the end of the tur
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen3ASRProcessor
 
+from caspi.model.packed.batch import Clip, PackedBatch, halved_thrice
 from caspi.model.training.augmentation import Augmenter
-from caspi.model.training.sampler import micro_batches
 from caspi.records import Rejected, RunFailed, Utterance
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 
@@ -25,6 +25,9 @@ IGNORED = -100
 END_OF_TURN = "<|im_end|>"
 SILENCE_SECONDS = 0.5
 MicroBatch = dict[str, torch.Tensor]
+"""Padded clips, see `Encoder.pad`."""
+Part = MicroBatch | PackedBatch
+"""What is computed at once."""
 NFC = partial(unicodedata.normalize, "NFC")
 """The tokenizer's own normalisation."""
 
@@ -43,7 +46,7 @@ class Example(NamedTuple):
 class StepBatch(NamedTuple):
     """One process's share of one optimizer step."""
 
-    micro_batches: list[MicroBatch]
+    parts: list[Part]
     """At least one; without any utterance it is a clip of silence that carries no loss."""
     num_target_tokens: int
     num_utterances: int
@@ -51,8 +54,13 @@ class StepBatch(NamedTuple):
     """Clips that could not be decoded; the share is smaller by them."""
 
     def pin_memory(self) -> "StepBatch":
-        pinned = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in self.micro_batches]
-        return self._replace(micro_batches=pinned)
+        return self._replace(parts=[pin(part) for part in self.parts])
+
+
+def pin(part: Part) -> Part:
+    if isinstance(part, PackedBatch):
+        return part.pin_memory()
+    return {name: tensor.pin_memory() for name, tensor in part.items()}
 
 
 class Encoder:
@@ -108,25 +116,37 @@ class Encoder:
         """What a process computes when it has no utterance: every rank must take part in every step."""
         return Example(self.features(np.zeros(int(SILENCE_SECONDS * SAMPLE_RATE_HZ), dtype=np.float32)), ())
 
+    def clip(self, example: Example) -> Clip:
+        num_frames = example.features.shape[1]
+        prompt = self.prompt_ids(num_frames, example.context)
+        first, number = prompt.index(self.processor.audio_token_id), self.num_audio_tokens(num_frames)
+        return Clip(example.features, [*prompt, *example.target_ids], first, number, len(example.target_ids))
+
     def batch(self, examples: Sequence[Example]) -> MicroBatch:
+        return self.pad([self.clip(example) for example in examples])
+
+    def padded(self, part: Part) -> MicroBatch:
+        """The same clips as the stock class takes them."""
+        return self.pad(part.clips()) if isinstance(part, PackedBatch) else part
+
+    def pad(self, clips: Sequence[Clip]) -> MicroBatch:
         """Inputs of `Qwen3ASRForConditionalGeneration`, padded on the right to the longest clip.
 
         `logits_to_keep` marks the positions that predict a supervised token, `shift_labels` [K] are those tokens:
         logits are computed there only. `labels` [B, T] says the same in the usual form.
         """
-        num_frames = [example.features.shape[1] for example in examples]
-        pairs = zip(num_frames, examples, strict=True)
-        prompts = [self.prompt_ids(frames, example.context) for frames, example in pairs]
-        rows = [[*prompt, *example.target_ids] for prompt, example in zip(prompts, examples, strict=True)]
+        rows = [clip.input_ids for clip in clips]
         width = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), width), self.pad_id)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
         labels = torch.full((len(rows), width), IGNORED)
-        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            input_ids[index, : len(row)] = torch.tensor(row)
+        for index, clip in enumerate(clips):
+            row = torch.tensor(clip.input_ids)
+            first = len(row) - clip.num_targets
+            input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
-            labels[index, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :], dtype=torch.long)
-        features, features_mask = self.pad_features([example.features for example in examples])
+            labels[index, first : len(row)] = row[first:]
+        features, features_mask = self.pad_features([clip.features for clip in clips])
         next_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         predicts = next_labels != IGNORED
         return {
@@ -150,10 +170,12 @@ class Encoder:
             mask[index, : clip.shape[1]] = 1
         return padded, mask
 
-    def supervised_text(self, batch: MicroBatch) -> list[str]:
-        """What carries loss in each row, decoded from the tokens that the loss is computed on."""
-        counts = batch["logits_to_keep"].sum(dim=1).tolist()
-        rows = torch.split(batch["shift_labels"], counts)
+    def supervised_text(self, part: Part) -> list[str]:
+        """What carries loss in each clip, decoded from the tokens that the loss is computed on."""
+        if isinstance(part, PackedBatch):
+            rows = part.target_ids()
+        else:
+            rows = [row.tolist() for row in part["shift_labels"].split(part["logits_to_keep"].sum(dim=1).tolist())]
         return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]
 
 
@@ -167,7 +189,7 @@ def check_supervision(encoder: Encoder, utterances: Sequence[Utterance], step: S
     """
     rejected = {item.id for item in step.rejected}
     expected = sorted(NFC(item.text) + END_OF_TURN for item in utterances if item.id not in rejected)
-    found = sorted(text for batch in step.micro_batches for text in encoder.supervised_text(batch))
+    found = sorted(text for part in step.parts for text in encoder.supervised_text(part))
     found = found if expected else [text for text in found if text]
     if found == expected:
         return
@@ -178,12 +200,6 @@ def check_supervision(encoder: Encoder, utterances: Sequence[Utterance], step: S
         f"the labels are wrong: {wrong[0]!r} would carry loss, expected {wrong[1]!r}; "
         "training would teach something else than the transcripts"
     )
-
-
-def halved_thrice(length: int) -> int:
-    for _ in range(3):
-        length = (length + 1) // 2
-    return length
 
 
 class Utterances(Dataset[Example | Rejected]):
@@ -246,19 +262,18 @@ def rejected(utterance: Utterance, error: AudioError) -> Rejected:
 
 
 class StepCollator:
-    """Makes a StepBatch of a share; clips of like length go into one micro-batch, the longest first."""
+    """Makes a StepBatch of a share."""
 
-    def __init__(self, encoder: Encoder, batch_size: int) -> None:
-        self.encoder = encoder
-        self.batch_size = batch_size
+    def __init__(self, make_parts: Callable[[list[Example]], list[Part]], silence: Example) -> None:
+        """`make_parts` is given at least one example, the longest first; `silence` stands for a share without any."""
+        self.make_parts = make_parts
+        self.silence = silence
 
     def __call__(self, items: Sequence[Example | Rejected]) -> StepBatch:
         examples = [item for item in items if isinstance(item, Example)]
         examples.sort(key=lambda example: example.features.shape[1], reverse=True)
-        groups = micro_batches(range(len(examples)), self.batch_size)
-        batches = [self.encoder.batch([examples[index] for index in group]) for group in groups]
         return StepBatch(
-            micro_batches=batches or [self.encoder.batch([self.encoder.silence()])],
+            parts=self.make_parts(examples or [self.silence]),
             num_target_tokens=sum(len(example.target_ids) for example in examples),
             num_utterances=len(examples),
             rejected=[item for item in items if isinstance(item, Rejected)],

@@ -2,16 +2,22 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from transformers import Qwen3ASRForConditionalGeneration
 
 from caspi.config import Recipe, Stage, Train
 from caspi.model.checkpoints.checkpoint import load_asr
+from caspi.model.packed.attention import choose_backend
+from caspi.model.packed.batch import Packer
+from caspi.model.packed.forward import take_packed_inputs
 from caspi.model.training.adapters import Adapters
 from caspi.model.training.batch import Encoder
 from caspi.model.training.dev_set import PROFILE, DevSet
 from caspi.model.training.layers import LORA, assign_groups
+from caspi.model.training.parts import PackedParts, PaddedParts, Parts
 from caspi.model.training.processes import is_main_process
 from caspi.model.training.quarantine import Quarantine, check_audio
 from caspi.model.training.run import CheckpointStore, Run, StopSignal
@@ -23,6 +29,9 @@ from caspi.speech.scoring.score import normalize
 
 QUARANTINE_FILE = "quarantine.jsonl"
 NO_SOURCE = "(no source)"
+GPU_MULTIPLE = 128
+"""Rows that a GPU's matrix kernels take at once."""
+NO_TOKEN_BUDGET = 1 << 40
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +87,9 @@ def build_run(
     store: CheckpointStore,
     stop: StopSignal,
     world_size: int,
-    micro_batch_size: int | None = None,
+    limits: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Run:
-    """Load the model and plan the steps. `micro_batch_size` is the checkpoint's, where memory did not suffice before.
+    """Load the model and plan the steps. `limits` are the checkpoint's, where memory did not suffice before.
 
     Raises:
         ValueError: model and recipe do not fit together, or nothing can be evaluated.
@@ -95,6 +104,7 @@ def build_run(
     plan = Plan(len(split.training), config.effective_batch_size(world_size), config.seed, pools)
     adapters = add_adapters(config, model) if config.lora_rank else None
     spans = stage_spans(stages_of(config), plan.steps_per_epoch)
+    parts = build_parts(config, model, encoder, limits)
     return Run(
         config=config,
         model=model,
@@ -110,8 +120,26 @@ def build_run(
         stop=stop,
         quarantine=quarantine,
         adapters=adapters,
-        micro_batch_size=min(config.batch_size, micro_batch_size or config.batch_size),
+        parts=parts,
     )
+
+
+def build_parts(
+    config: Train, model: Qwen3ASRForConditionalGeneration, encoder: Encoder, limits: Mapping[str, int | None]
+) -> Parts:
+    parts: Parts
+    if config.step == "padded":
+        parts = PaddedParts(encoder, config.batch_size)
+    else:
+        on_gpu = torch.cuda.is_available()
+        backend = choose_backend("cuda" if on_gpu else "cpu")
+        take_packed_inputs(model)
+        packer = Packer(model.config, encoder.pad_id, GPU_MULTIPLE if on_gpu else 1)
+        parts = PackedParts(encoder, packer, config.token_budget or NO_TOKEN_BUDGET)
+        log.info("✓ Packed step: attention by %s\n", backend.name)
+    known = limits.get(parts.record_key)
+    parts.limit = min(parts.limit, known or parts.limit)
+    return parts
 
 
 def add_adapters(config: Train, model: Qwen3ASRForConditionalGeneration) -> Adapters:

@@ -1,16 +1,16 @@
-"""Loss and gradients of one optimizer step, in micro-batches that fit the memory, on all processes together."""
+"""Loss and gradients of one optimizer step, in parts that fit the memory, on all processes together."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from caspi.model.training.batch import Example, MicroBatch, StepBatch
-from caspi.model.training.memory import OutOfMemory, free_memory, halve, leaves_room, split_batch
+from caspi.model.training.batch import Example, Part, StepBatch
+from caspi.model.training.memory import OutOfMemory, free_memory, leaves_room
 from caspi.model.training.optimizer import named_parameters
-from caspi.model.training.processes import max_over_processes
+from caspi.model.training.parts import model_inputs
+from caspi.model.training.processes import max_over_processes, num_processes
 from caspi.records import RunFailed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """Of one stage; halves the micro-batches of the run when memory runs out."""
+    """Of one stage; halves the parts of the run when memory runs out."""
 
     def __init__(self, trainer: "StageTrainer") -> None:
         self.trainer = trainer
@@ -42,7 +42,7 @@ class Gradients:
         The processes agree before the one backward pass that shares gradients: it must not begin on some only. Until
         then DistributedDataParallel is told to share nothing.
         """
-        parts = self.parts_of(step)
+        parts = self.run.parts.of_step(step)
         total = torch.zeros((), device=self.device)
         ran_out = False
         try:
@@ -58,7 +58,7 @@ class Gradients:
         except OutOfMemory:
             ran_out = True
         if max_over_processes(int(ran_out), self.device):
-            self.take_half(model, "GPU memory ran out")
+            self.take_half(model, parts, "GPU memory ran out")
             return None
         if isinstance(model, DistributedDataParallel):
             self.share(model, loss)
@@ -72,31 +72,30 @@ class Gradients:
         except OutOfMemory as error:
             raise RunFailed(
                 "GPU memory ran out while the processes were sharing gradients, which cannot be tried again. Start "
-                f"again with --batch-size {max(1, self.run.micro_batch_size // 2)} and twice the "
-                "--gradient-accumulation-steps: the result stays the same"
+                f"again with {self.run.parts.advice()}: the result stays the same"
             ) from error
 
-    def parts_of(self, step: StepBatch) -> list[MicroBatch]:
-        size, chunk_frames = self.run.micro_batch_size, self.run.encoder.chunk_frames
-        return [part for batch in step.micro_batches for part in split_batch(batch, size, chunk_frames)]
-
-    def loss_of(self, model: nn.Module, batch: MicroBatch, num_items: Any) -> torch.Tensor:
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        loss: Any = self.trainer.compute_loss(model, {**moved, "use_cache": False}, num_items_in_batch=num_items)
+    def loss_of(self, model: nn.Module, part: Part, num_items: Any) -> torch.Tensor:
+        # Around the model's own autocast, which a pre-hook is not under.
+        with self.trainer.accelerator.autocast():
+            inputs = model_inputs(part, self.device)
+            loss: Any = self.trainer.compute_loss(model, inputs, num_items_in_batch=num_items)
         return cast(torch.Tensor, loss)
 
-    def take_half(self, model: nn.Module, reason: str) -> None:
+    def take_half(self, model: nn.Module, parts: list[Part], reason: str) -> None:
         model.zero_grad(set_to_none=True)
         free_memory(self.device)
-        self.run.micro_batch_size = halve(self.run.micro_batch_size, reason)
+        self.run.parts.halve(parts, reason, self.device)
 
     def fit_memory(self) -> None:
-        """Halve micro-batches until the worst one that this stage can meet fits."""
-        longest = self.longest_examples(self.run.micro_batch_size)
-        while not self.fits(longest[: self.run.micro_batch_size]):
-            self.take_half(self.trainer.model_wrapped, "the longest clips do not fit into GPU memory")
+        """Halve the parts until the worst one that this stage can meet fits."""
+        longest = self.longest_examples()
+        while not self.fits(worst := self.run.parts.worst(longest)):
+            self.take_half(self.trainer.model_wrapped, [worst], "the longest clips do not fit into GPU memory")
 
-    def longest_examples(self, number: int) -> list[Example]:
+    def longest_examples(self) -> list[Example]:
+        """As many as a process's share of a step has."""
+        number = -(-self.run.plan.utterances_per_step // num_processes())
         dataset, utterances = self.run.dataset(), self.run.utterances
         found: list[Example] = []
         for index in sorted(range(len(utterances)), key=lambda index: (-utterances[index].duration, index)):
@@ -107,15 +106,15 @@ class Gradients:
                 found.append(item)
         return found
 
-    def fits(self, examples: Sequence[Example]) -> bool:
-        """Whether all processes can compute a micro-batch and then allocate Adam's moments."""
+    def fits(self, part: Part) -> bool:
+        """Whether all processes can compute a part and then allocate Adam's moments."""
         model, optimizer = self.trainer.model_wrapped, self.trainer.own_optimizer
         num_new = sum(p.numel() for p in named_parameters(optimizer).values() if p not in optimizer.state)
         fits = True
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             try:
                 with self.trainer.accelerator.no_sync(model):
-                    loss = self.loss_of(model, self.run.encoder.batch(examples), torch.tensor(1, device=self.device))
+                    loss = self.loss_of(model, part, torch.tensor(1, device=self.device))
                     self.trainer.accelerator.backward(loss)
             except OutOfMemory:
                 fits = False

@@ -14,6 +14,7 @@ from caspi.model.training.augmentation import Augmenter
 from caspi.model.training.batch import Encoder, Utterances
 from caspi.model.training.dev_set import DevSet
 from caspi.model.training.forecast import Forecast
+from caspi.model.training.parts import Parts
 from caspi.model.training.quarantine import Quarantine
 from caspi.model.training.sampler import Plan
 from caspi.model.training.stages import LearningRates, StageSpan
@@ -28,9 +29,15 @@ class CheckpointStore(Protocol):
         """The folder is about to be written; until `commit` it is no checkpoint."""
 
     def commit(
-        self, folder: Path, stage: str, step: int, trainable: list[str], best_step: int | None, micro_batch_size: int
+        self,
+        folder: Path,
+        stage: str,
+        step: int,
+        trainable: list[str],
+        best_step: int | None,
+        limits: dict[str, int],
     ) -> None:
-        """The folder is written: make it valid, and make room by deleting what is older."""
+        """The folder is written: make it valid, and make room by deleting what is older. `limits`: `Parts.record`."""
 
 
 class StopSignal(Protocol):
@@ -57,8 +64,8 @@ class Run:
     stop: StopSignal
     quarantine: Quarantine
     adapters: Adapters | None
-    micro_batch_size: int
-    """Utterances computed at once; the recipe's, or less where memory did not suffice."""
+    parts: Parts
+    """What is computed at once; the recipe's limit, or less where memory did not suffice."""
     forecast: Forecast = field(default_factory=Forecast)
     callbacks: list[TrainerCallback] = field(default_factory=list)
 

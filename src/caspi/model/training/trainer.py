@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from caspi.config import Train
-from caspi.model.training.batch import StepBatch, StepCollator
+from caspi.model.training.batch import StepBatch
 from caspi.model.training.first_loss import check_first_loss
 from caspi.model.training.flow import Meter, StageFlow
 from caspi.model.training.gradients import Gradients
@@ -117,7 +117,7 @@ class StageTrainer(Trainer):
         return DataLoader(
             cast(Any, self.run.dataset()),
             batch_sampler=self.sampler,
-            collate_fn=StepCollator(self.run.encoder, config.batch_size),
+            collate_fn=self.run.parts.collator(),
             num_workers=config.num_loader_workers,
             worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
@@ -177,7 +177,8 @@ class StageTrainer(Trainer):
         losses = all_gather_objects(float(total))
         model, bound = self.run.model, self.run.config.max_first_loss
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
-        check_first_loss(model, self.gradients.parts_of(step)[0], sum(losses) / len(losses), bound, vocabulary_size)
+        batch = self.run.encoder.padded(self.run.parts.of_step(step)[0])
+        check_first_loss(model, batch, sum(losses) / len(losses), bound, vocabulary_size)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clip, and stop before the optimizer sees a gradient that is not finite."""
@@ -255,7 +256,7 @@ class StageTrainer(Trainer):
                     step,
                     trainable,
                     self.state.best_global_step,
-                    self.run.micro_batch_size,
+                    self.run.parts.record(),
                 )
             barrier()
 

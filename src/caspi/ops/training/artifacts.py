@@ -47,9 +47,15 @@ class Marker(Record):
     """Hash of what is trained and evaluated on."""
     versions: dict[str, str]
     micro_batch_size: int | None = None
-    """Utterances computed at once when it was saved; less than the recipe's after memory had run out."""
+    """Utterances computed at once by the padded step when it was saved; less than the recipe's after memory ran out."""
+    token_budget: int | None = None
+    """Text positions computed at once by the packed step, likewise."""
     files: dict[str, FileEntry]
     """By path relative to the checkpoint."""
+
+    def limits(self) -> dict[str, int | None]:
+        """What was computed at once, by the name of its unit."""
+        return {"micro_batch_size": self.micro_batch_size, "token_budget": self.token_budget}
 
 
 class Checkpoint(NamedTuple):

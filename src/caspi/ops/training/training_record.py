@@ -22,7 +22,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
         *("logging_steps", "save_total_limit", "eval_batch_size", "early_stop_evaluations", "final_model"),
         *("push_to_hub", "hub_model_id", "max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
-        *("price", "max_budget_usd"),
+        *("price", "max_budget_usd", "step", "token_budget"),
         *("mirror", "mirroring"),
     }
 )
@@ -86,7 +86,13 @@ class CheckpointKeeper:
         withdraw(folder)
 
     def commit(
-        self, folder: Path, stage: str, step: int, trainable: list[str], best_step: int | None, micro_batch_size: int
+        self,
+        folder: Path,
+        stage: str,
+        step: int,
+        trainable: list[str],
+        best_step: int | None,
+        limits: dict[str, int],
     ) -> None:
         commit(
             folder,
@@ -97,7 +103,7 @@ class CheckpointKeeper:
             recipe=self.recipe,
             data_sha256=self.data_hash,
             versions=provenance.versions(),
-            micro_batch_size=micro_batch_size,
+            **limits,
         )
         keep = frozenset() if best_step is None else frozenset({best_step})
         rotate(self.config.output_dir, self.config.save_total_limit, keep | self.in_use())
