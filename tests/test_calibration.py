@@ -10,7 +10,6 @@ from caspi.config import Audit
 from caspi.ops.audit.decision import Evidence, decide
 from caspi.speech.alignment.calibration import (
     Measured,
-    fit_logistic,
     fit_thresholds,
     fold_of,
     judge,
@@ -29,6 +28,7 @@ from caspi.speech.alignment.controls import (
     plan_doses,
     plan_pairs,
 )
+from caspi.speech.alignment.logistic import fit_logistic
 from caspi.speech.alignment.quality import Alignment, Pair
 from caspi.speech.alignment.validity import Validity, assess, auc, bootstrap_auc
 
@@ -98,18 +98,18 @@ def test_utterances_of_one_recording_share_a_fold_and_both_folds_are_used() -> N
 
 def test_even_odds_are_where_both_kinds_are_equally_likely() -> None:
     rng = np.random.default_rng(0)
-    parameters = fit_logistic(rng.normal(4, 1, 4000), rng.normal(2, 1, 4000))
+    parameters = fit_logistic(rng.normal(4, 1, (4000, 1)), rng.normal(2, 1, (4000, 1)))
     assert matched_probability(3.0, parameters) == pytest.approx(0.5, abs=0.03)
     assert matched_probability(4.0, parameters) == pytest.approx(1 / (1 + np.exp(-2)), abs=0.03)
 
 
 def test_constant_scores_say_nothing() -> None:
-    assert matched_probability(1.0, fit_logistic(np.ones(50), np.ones(50))) == pytest.approx(0.5)
+    assert matched_probability(1.0, fit_logistic(np.ones((50, 1)), np.ones((50, 1)))) == pytest.approx(0.5)
 
 
 def test_perfect_separation_stays_finite() -> None:
-    parameters = fit_logistic(np.linspace(5, 6, 40), np.linspace(0, 1, 40))
-    assert np.isfinite(parameters).all()
+    parameters = fit_logistic(np.linspace(5, 6, 40)[:, None], np.linspace(0, 1, 40)[:, None])
+    assert np.isfinite([*parameters.weights, parameters.intercept]).all()
     assert matched_probability(5.5, parameters) > 0.9
 
 

@@ -50,7 +50,7 @@ def test_audio_lengths_warm_up_and_evaluation_follow_the_guide() -> None:
 
 def test_phase_0_samples_a_tenth_40_40_20_and_decides_at_10_and_15_percent() -> None:
     audit = Recipe().audit
-    assert audit.sample_rate == 0.10
+    assert audit.sample_rate_without_gpu == 0.10
     assert audit.domain_shares == {"whatsapp_noisy": 0.4, "kan_clean": 0.4, "long_tail": 0.2}
     assert (audit.proceed_below_pct, audit.stop_above_pct) == (10.0, 15.0)
 

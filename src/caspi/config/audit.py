@@ -59,6 +59,9 @@ class Validity(Section):
     """Share of originals above the 99th percentile of decoys; below: degraded."""
     min_degraded_separable_mass: Fraction = 0.25
     """Below: invalid."""
+    min_reversed_auc: Fraction = 0.65
+    """AUC of originals against the same texts on reversed audio, which has no words but the same length, loudness and
+    pauses; below: invalid, because what separates originals from decoys is not the sound."""
     min_auc_lower_bound: Fraction = 0.8
     """Lower 95 % bound of AUC(originals, decoys)."""
     max_false_acceptance_upper_bound: Fraction = 0.05
@@ -103,6 +106,10 @@ class Calibration(Section):
     """Candidate shares of wrong words accepted; the largest that keeps `max_decoy_acceptance` is taken."""
     max_decoy_acceptance: Fraction = 0.02
     """Share of held-out wrong transcripts that may pass as good."""
+    score_penalty: Positive = 1.0
+    """L2 penalty of learned scores, as strong as one observation (1 / C of scikit-learn)."""
+    min_taught_pairs: Count = 10
+    """With fewer pairs per fold nothing is learned, and the backend's own scores stand."""
     min_domain_words: Count = 200
     """A domain with fewer control words uses the threshold of all domains together."""
     max_decoy_length_difference: Fraction = 0.15
@@ -141,16 +148,19 @@ class Audit(Section):
     asr_model: str = "Qwen/Qwen3-ASR-1.7B"
     """Recogniser of `asr`: a folder or a Hub id. Not one trained on the audited data: it would believe its errors."""
     model_batch_size: Count = 16
-    """Most (audio, transcript) pairs that `qwen` and `asr` compute at once."""
+    """Most clips that `qwen` computes at once, each with all its transcripts; for `asr` most (clip, transcript) pairs.
+    """
     model_batch_seconds: Positive = 300.0
-    """Most audio in such a batch, padding included."""
+    """Most audio in such a batch, padding included; text counts as audio with as many tokens."""
     shift_stability: bool = False
     """Let `qwen` align again after 0.48 s of silence: a word whose times do not follow loses its score. Twice the time.
     """
     reference_voices: tuple[str, ...] = ("", "+f3")
     """Variants of `language.espeak_voice` that `tts-dtw` compares with, for example "" "+f2" "+m3"; the best counts."""
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.10
-    """Fraction of the manifest that is audited (not the audio sampling rate)."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Fraction of the manifest that is audited (not the audio sampling rate). None: everything where the aligner runs
+    on a GPU, else `sample_rate_without_gpu`."""
+    sample_rate_without_gpu: Annotated[float, Field(gt=0, le=1)] = 0.10
     num_samples: int | None = None
     """Number of utterances audited; overrides `sample_rate`."""
     seed: int = 42
@@ -166,6 +176,15 @@ class Audit(Section):
     """Labels that audit.html exported: decide again from the report in `output`, without aligning."""
     gold_labels: Path | None = None
     """Labels of audited clips known from elsewhere, in the same format: a cross-check by Rogan and Gladen's formula."""
+    engine: Literal["local", "ray"] = "local"
+    """Where clips are aligned: `local` in processes of this machine, `ray` over a Ray cluster (extra `ray`), on which
+    every node must see the audio files under the same paths."""
+    ray_address: str | None = None
+    """Address of a running cluster, for example "auto"; None starts one on this machine for the length of the audit."""
+    clip_timeout_seconds: Positive = 120.0
+    """A worker that is silent for this long for each clip it was given, and `clip_timeout_factor` beside, hangs."""
+    clip_timeout_factor: Positive = 60.0
+    """Seconds granted to a worker for each second of audio to align, all pairs counted."""
     num_processes: int = 0
     """Alignment worker processes; 0: one per core, with model weights one on a GPU and at most four on CPU."""
     quality: QualityThresholds = QualityThresholds()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from caspi.config import Audit
 from caspi.speech.alignment.controls import DECOY, ORIGINAL
+from caspi.speech.alignment.logistic import Logistic, fit_logistic
 from caspi.speech.alignment.quality import (
     Measures,
     Pair,
@@ -25,6 +26,8 @@ from caspi.speech.alignment.quality import (
 from caspi.speech.seeds import hash_key
 
 NUM_FOLDS = 2
+MIN_FOLD_FRACTION = 0.25
+"""Smallest share of the utterances that a fold may have."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,18 @@ class Thresholds(NamedTuple):
     """Share of wrong words that the thresholds accept."""
     word_scores: dict[tuple[int, str], float]
     """Least word score by fold and domain."""
-    confidence: dict[tuple[int, str], tuple[float, float]]
-    """Slope and intercept of the logistic by fold and domain."""
+    confidence: dict[tuple[int, str], Logistic]
+    """Platt's curve of the utterance score by fold and domain."""
     length: dict[str, tuple[float, float] | None]
     """Median and deviation of ln(letters per second of speech) by domain."""
 
     def as_json(self) -> dict[str, Any]:
         return {
             "word_score": {f"fold {fold} {domain}": value for (fold, domain), value in self.word_scores.items()},
-            "confidence": {f"fold {fold} {domain}": list(values) for (fold, domain), values in self.confidence.items()},
+            "confidence": {
+                f"fold {fold} {domain}": [*curve.weights, curve.intercept]
+                for (fold, domain), curve in self.confidence.items()
+            },
             "length": {domain: list(values) if values else None for domain, values in self.length.items()},
         }
 
@@ -70,6 +76,19 @@ class Judgement(NamedTuple):
 def fold_of(group: str, seed: int) -> int:
     """Fold of a recording; utterances of one recording stay together."""
     return int(hash_key(seed, "fold", group)[:8], 16) % NUM_FOLDS
+
+
+def assign_folds(ids: Sequence[str], groups: Sequence[str | None], seed: int) -> list[int]:
+    """Folds of utterances, whole recordings together.
+
+    Where that leaves a fold with too little to teach, as when all is one recording, utterances are spread singly: an
+    original and its decoy share their audio, so a recording known to both folds does not tell them apart.
+    """
+    folds = [fold_of(group or own_id, seed) for own_id, group in zip(ids, groups, strict=True)]
+    smallest = min(folds.count(fold) for fold in range(NUM_FOLDS))
+    if smallest >= MIN_FOLD_FRACTION * len(folds):
+        return folds
+    return [fold_of(own_id, seed) for own_id in ids]
 
 
 def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
@@ -122,32 +141,9 @@ def passes_by_words(item: Measured, control: str, thresholds: Thresholds, settin
     return not set(reasons) - {"LOW_CONFIDENCE", "DECOY_WINS"}
 
 
-def fit_logistic(matched: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[float, float]:
-    """Platt scaling with smoothed targets and even odds: slope and intercept of P(matched | score)."""
-    scores = np.concatenate([matched, wrong])
-    centre, scale = float(scores.mean()), float(scores.std()) or 1.0
-    x = (scores - centre) / scale
-    targets = np.concatenate(
-        [np.full(len(matched), 1 - 1 / (len(matched) + 2)), np.full(len(wrong), 1 / (len(wrong) + 2))]
-    )
-    weights = np.concatenate([np.full(len(matched), 0.5 / len(matched)), np.full(len(wrong), 0.5 / len(wrong))])
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    parameters = np.zeros(2)
-    for _ in range(50):
-        predicted = 1 / (1 + np.exp(-np.clip(design @ parameters, -500, 500)))
-        gradient = design.T @ (weights * (predicted - targets)) + 1e-6 * parameters
-        curvature = (design.T * (weights * predicted * (1 - predicted))) @ design + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        parameters -= step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-9:
-            break
-    slope = float(parameters[0]) / scale
-    return slope, float(parameters[1]) - slope * centre
-
-
-def matched_probability(score: float, parameters: tuple[float, float]) -> float:
-    slope, intercept = parameters
-    return float(1 / (1 + np.exp(-np.clip(slope * score + intercept, -500, 500))))
+def matched_probability(score: float, curve: Logistic) -> float:
+    """P(matched | utterance score) under even odds."""
+    return float(curve.probability(np.array([[score]]))[0])
 
 
 def control_scores(measured: Sequence[Measured], control: str) -> NDArray[np.float64]:
@@ -162,7 +158,7 @@ def _other_fold(measured: Sequence[Measured], fold: int) -> Sequence[Measured]:
 
 def _fit_confidence(
     paired: Sequence[Measured], domains: Sequence[str], settings: Audit
-) -> dict[tuple[int, str], tuple[float, float]]:
+) -> dict[tuple[int, str], Logistic]:
     """Small domains use the logistic of all."""
     fitted = {}
     for fold in range(NUM_FOLDS):
@@ -170,7 +166,8 @@ def _fit_confidence(
         for domain in domains:
             own = [item for item in teachers if item.domain == domain]
             chosen = own if len(own) >= settings.validity.min_domain_utterances else teachers
-            fitted[fold, domain] = fit_logistic(control_scores(chosen, ORIGINAL), control_scores(chosen, DECOY))
+            right, wrong = control_scores(chosen, ORIGINAL), control_scores(chosen, DECOY)
+            fitted[fold, domain] = fit_logistic(right[:, None], wrong[:, None])
     return fitted
 
 

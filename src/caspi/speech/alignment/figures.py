@@ -49,7 +49,8 @@ def _calibration(study: Study, settings: Audit) -> dict[str, Any]:
         "limits": settings.quality.model_dump(mode="json"),
         "controls": validity.controls,
         "dose_response": validity.dose_response,
-        "feature_auc": {},
+        "feature_auc": study.feature_auc,
+        "score_model": study.score_model.as_json() if study.score_model else None,
         "gold": None,
         "by_domain": validity.by_domain,
     }

@@ -3,6 +3,7 @@
 Everything here is a pure function; which score makes a word accepted is decided in `calibration`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -44,6 +45,10 @@ class Alignment(NamedTuple):
     """The model's own probability of each word's span, 0 to 1, for backends that have one."""
     has_times: bool = True
     """False: the backend scores words without placing them; its spans are all None, and words count by score alone."""
+    word_features: Mapping[str, tuple[float, ...]] | None = None
+    """Raw measurements of each word by name, for backends whose scores are learned (`learned_score`)."""
+    features: Mapping[str, float] | None = None
+    """Raw measurements of the whole utterance, for the same backends."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,20 @@ class Pair:
     def starts_ends(self) -> NDArray[np.float64]:
         """[num_words, 2] seconds, NaN where the word has no span."""
         return np.array([span or (np.nan, np.nan) for span in self.alignment.spans], dtype=np.float64).reshape(-1, 2)
+
+
+class Outcome(NamedTuple):
+    """What the alignment of one utterance came to, all its controls counted."""
+
+    id: str
+    pairs: dict[str, Pair]
+    failures: dict[str, str]
+    """Control to message, for pairs that could not be aligned."""
+    speech_seconds: float | None = None
+    snr_db: float | None = None
+    audio_error: str | None = None
+    is_crash: bool = False
+    """The process that measured it ended or hung; `failures` says how. Another attempt may go well."""
 
 
 class Measures(NamedTuple):
@@ -129,7 +148,8 @@ def plausible_words(pair: Pair, limits: QualityThresholds) -> NDArray[np.bool_]:
     possible &= ~collapsed_words(pair.starts_ends, letters, limits)
     possible &= ~hurried_words(pair.starts_ends, letters, limits)
     for index in np.flatnonzero(possible):
-        possible[index] = _speech_share(pair, start[index], end[index], limits) >= limits.min_span_speech_fraction
+        share = speech_share(pair, start[index], end[index], limits.span_tolerance_seconds)
+        possible[index] = share >= limits.min_span_speech_fraction
     return np.asarray(possible)
 
 
@@ -216,9 +236,9 @@ def quality_reasons(
     return [reason for reason in REASONS if raised.get(reason)]
 
 
-def _speech_share(pair: Pair, start: float, end: float, limits: QualityThresholds) -> float:
-    """Share of a padded span that is speech."""
-    first = max(0, round((start - limits.span_tolerance_seconds) / FRAME_SECONDS))
-    last = max(first + 1, round((end + limits.span_tolerance_seconds) / FRAME_SECONDS))
+def speech_share(pair: Pair, start: float, end: float, tolerance_seconds: float) -> float:
+    """Share of a span, widened on both sides, that is speech; at least one frame is looked at."""
+    first = max(0, round((start - tolerance_seconds) / FRAME_SECONDS))
+    last = max(first + 1, round((end + tolerance_seconds) / FRAME_SECONDS))
     inside = pair.speech[first:last]
     return float(inside.mean()) if len(inside) else 0.0

@@ -10,34 +10,28 @@ from caspi.speech.alignment.calibration import (
     Judgement,
     Measured,
     Thresholds,
+    assign_folds,
     control_scores,
     fit_thresholds,
-    fold_of,
     judge,
 )
 from caspi.speech.alignment.controls import DECOY, ORIGINAL, DecoyChooser, Transcript
 from caspi.speech.alignment.estimate import ROUND_DIGITS, rounded
 from caspi.speech.alignment.findings import Finding
-from caspi.speech.alignment.quality import Pair
+from caspi.speech.alignment.learned_score import ScoreModel, feature_auc, learn_scores, rescored
+from caspi.speech.alignment.quality import Outcome, Pair
 from caspi.speech.alignment.sampling import Sample
 from caspi.speech.alignment.validity import Validity, assess
 from caspi.speech.text import alignment_words, num_letters
-
-
-class Outcome(NamedTuple):
-    id: str
-    pairs: dict[str, Pair]
-    failures: dict[str, str]
-    """Control to message, for pairs that could not be aligned."""
-    speech_seconds: float | None = None
-    snr_db: float | None = None
-    audio_error: str | None = None
 
 
 class Study(NamedTuple):
     """Everything the report is made of, but for what ran where."""
 
     sample: Sample
+    score_model: ScoreModel | None
+    """None: the backend's own scores were used."""
+    feature_auc: dict[str, float]
     thresholds: Thresholds | None
     validity: Validity
     findings: list[Finding]
@@ -58,11 +52,12 @@ def study_of(
         transcripts: of the whole manifest, by utterance id; the decoys came from them.
         outcomes: by utterance id; an utterance that was not aligned has none.
     """
-    measured = [
-        Measured(u.id, u.domain, fold_of(u.group_id or u.id, settings.seed), outcomes[u.id].pairs)
-        for u in audited
-        if u.id in outcomes and ORIGINAL in outcomes[u.id].pairs
-    ]
+    aligned = [u for u in audited if u.id in outcomes and ORIGINAL in outcomes[u.id].pairs]
+    folds = assign_folds([u.id for u in aligned], [u.group_id for u in aligned], settings.seed)
+    measured = [Measured(u.id, u.domain, fold, outcomes[u.id].pairs) for u, fold in zip(aligned, folds, strict=True)]
+    carried = feature_auc(measured)
+    score_model = learn_scores(measured, settings.calibration)
+    measured = measured if score_model is None else rescored(measured, score_model)
     thresholds = fit_thresholds(measured, settings) if any(item.is_paired for item in measured) else None
     judged = {i.id: judge(i, ORIGINAL, thresholds, settings) for i in measured} if thresholds else {}
     chooser = DecoyChooser(list(transcripts.values()), settings.calibration, settings.seed)
@@ -78,8 +73,9 @@ def study_of(
     validity = assess(measured, thresholds, num_failed, len(findings), settings)
     if validity.status == "invalid":
         findings = [finding.model_copy(update={"alignment_confidence": None}) for finding in findings]
-    words = [word_line(u, outcomes[u.id], judged[u.id]) for u in audited if u.id in judged]
-    return Study(sample, thresholds, validity, findings, words)
+    pairs = {item.id: item.pairs[ORIGINAL] for item in measured}
+    words = [word_line(u, pairs[u.id], judged[u.id]) for u in audited if u.id in judged]
+    return Study(sample, score_model, carried, thresholds, validity, findings, words)
 
 
 def transcript_of(utterance: Utterance) -> Transcript:
@@ -130,8 +126,7 @@ def finding_of(
     )
 
 
-def word_line(utterance: Utterance, outcome: Outcome, judgement: Judgement) -> dict[str, Any]:
-    alignment = outcome.pairs[ORIGINAL].alignment
+def word_line(utterance: Utterance, pair: Pair, judgement: Judgement) -> dict[str, Any]:
     words = [
         {
             "w": word.text,
@@ -143,8 +138,8 @@ def word_line(utterance: Utterance, outcome: Outcome, judgement: Judgement) -> d
         }
         for word, span, score, accepted in zip(
             alignment_words(utterance.text),
-            alignment.spans,
-            alignment.word_scores,
+            pair.alignment.spans,
+            pair.alignment.word_scores,
             judgement.measures.accepted,
             strict=True,
         )

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from caspi.config import Audit
+from caspi.config import Validity as ValidityLimits
 from caspi.speech.alignment.calibration import Measured, Thresholds, control_scores, judge
-from caspi.speech.alignment.controls import DECOY, DEFECTS, DOSE, HARMLESS, ORIGINAL, dose_control
+from caspi.speech.alignment.controls import DECOY, DEFECTS, DOSE, HARMLESS, ORIGINAL, REVERSED, dose_control
 from caspi.speech.alignment.sampling import clopper_pearson
 from caspi.speech.seeds import seeded_generator
 
@@ -163,6 +164,7 @@ def assess(
     mass = apart.separable_mass if apart else None
     acceptance = accepted / len(paired) if paired else None
     checks = [
+        *_reversed_checks(paired, limits),
         _at_least("num_utterances", len(paired), limits.min_domain_utterances, "invalid"),
         _at_least("separable_mass", mass, limits.min_degraded_separable_mass, "invalid"),
         _at_most("false_acceptance", acceptance, limits.max_false_acceptance_upper_bound, "invalid"),
@@ -187,6 +189,18 @@ def assess(
         num_decoys=len(paired),
         false_acceptance_upper=upper,
     )
+
+
+def _reversed_checks(paired: Sequence[Measured], limits: ValidityLimits) -> list[Check]:
+    """Is it the sound that separates? Reversed audio keeps text, length and loudness and holds no word.
+
+    Left out where too few reversed pairs were aligned to say anything.
+    """
+    both = [item for item in paired if REVERSED in item.pairs]
+    if len(both) < limits.min_domain_utterances:
+        return []
+    value = auc(control_scores(both, ORIGINAL), control_scores(both, REVERSED))
+    return [_at_least("reversed_auc", value, limits.min_reversed_auc, "invalid")]
 
 
 def overall_status(checks: Sequence[Check]) -> Status:
