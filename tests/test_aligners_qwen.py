@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audit_corpora import write_audit_corpus
 from numpy.typing import NDArray
 from scipy.special import comb, softmax
 
@@ -14,6 +15,7 @@ from caspi.cli import main
 from caspi.config import Audit, Recipe
 from caspi.model.aligners import AlignmentItem, FailedToAlign, build_aligner
 from caspi.model.aligners.qwen import QwenAligner, moves_along
+from caspi.model.aligners.shared_audio import plan_rows
 from caspi.model.aligners.timestamp_evidence import (
     chance_ordered,
     longest_ordered,
@@ -22,11 +24,8 @@ from caspi.model.aligners.timestamp_evidence import (
 )
 from caspi.model.checkpoints.checkpoint import quiet_transformers
 from caspi.model.tiny_models import build_tiny_aligner
-from caspi.records import Utterance, read_jsonl, write_jsonl
 from caspi.speech.alignment.quality import Alignment
-from caspi.speech.corpora.audio import probe_audio, write_audio
-from caspi.speech.synthetic.synth import Domain
-from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_audit_corpus, write_corpus
+from caspi.speech.corpora.audio import write_audio
 
 WORDS = ("שלום", "לבן", "ילדה", "רוצה", "מיץ", "גשם")
 
@@ -48,24 +47,6 @@ def aligner(untrained: Path) -> QwenAligner:
     built = build_aligner(recipe(untrained))
     assert isinstance(built, QwenAligner)
     return built
-
-
-def write_manifest(rows: Path) -> Path:
-    """A manifest of all rows of a synthetic corpus, beside it."""
-    folder = rows.parent
-    utterances = [
-        Utterance(
-            id=row.id,
-            audio_filepath=row.audio_filepath,
-            text=row.text,
-            duration=probe_audio(folder / row.audio_filepath).duration_seconds,
-            domain=row.domain,
-            group_id=row.group_id,
-        )
-        for row in read_jsonl(rows, CorpusRow)
-    ]
-    write_jsonl(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
 
 
 def recipe(folder: Path | str, **changes: object) -> Recipe:
@@ -201,6 +182,41 @@ def test_a_batch_changes_no_time(aligner: QwenAligner) -> None:
         assert outcome.score == pytest.approx(alone_outcome.score, abs=1e-4)
 
 
+def test_transcripts_that_share_their_audio_are_computed_as_if_alone(aligner: QwenAligner) -> None:
+    """Four transcripts of two clips in two rows, against one row each through the model's own forward pass."""
+    samples = [clip(2.3, 1), clip(1.1, 2)]
+    items = [AlignmentItem(samples[n % 2], WORDS[: 2 + n]) for n in range(4)]
+    shared = aligner.slot_logits(items)
+    token = aligner.model.config.timestamp_token_id
+    for item, logits in zip(items, shared, strict=True):
+        inputs, _ = aligner.processor.prepare_forced_aligner_inputs(audio=item.samples, transcript=" ".join(item.words))
+        with torch.no_grad():
+            official = aligner.model(**inputs).logits[0][inputs["input_ids"][0] == token]
+        assert torch.equal(official.argmax(dim=-1), logits.argmax(dim=-1))
+        torch.testing.assert_close(official, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_encoder_hears_each_clip_once(aligner: QwenAligner) -> None:
+    frames: list[int] = []
+    hook = aligner.model.model.audio_tower.register_forward_hook(
+        lambda module, arguments, keywords, result: frames.append(keywords["input_features"].shape[0]),
+        with_kwargs=True,
+    )
+    samples = clip(2.3, 1)
+    aligner.align([AlignmentItem(samples, WORDS[:count]) for count in (2, 3, 4, 5)])
+    hook.remove()
+    assert frames == [1]
+
+
+def test_a_row_that_would_be_too_long_repeats_the_audio() -> None:
+    rows = plan_rows([(7, 2000), (7, 2000), (7, 2000), (8, 5000)], {7: 90, 8: 10})
+    assert [(row.audio, row.transcripts, row.num_tokens) for row in rows] == [
+        (7, (0, 1), 4090),
+        (7, (2,), 2090),
+        (8, (3,), 5010),
+    ]
+
+
 def test_what_cannot_be_aligned_is_a_failure_and_not_a_score(aligner: QwenAligner) -> None:
     items = [AlignmentItem(clip(1), ()), AlignmentItem(clip(0), WORDS), AlignmentItem(clip(16), WORDS)]
     outcomes = aligner.align([*items, AlignmentItem(clip(1), WORDS)])
@@ -235,11 +251,9 @@ def test_a_model_that_is_not_there_is_one_line_with_the_way_out() -> None:
 @pytest.mark.espeak
 def test_an_untrained_aligner_ends_in_audit_invalid(untrained: Path, tmp_path: Path) -> None:
     """Through the command line, on clean synthetic speech with correct transcripts: good data, a blind tool."""
-    shares: dict[Domain, float] = {"kan_clean": 1.0}
-    folder = tmp_path / "corpus"
-    rows = write_corpus(folder, plan_audit_corpus(40, 0.0, 5, domain_shares=shares), num_processes=1)
+    manifest = write_audit_corpus(tmp_path / "corpus", 40, 0.0, 5, {"kan_clean": 1.0})
     output = tmp_path / "audit"
-    flags = ["--manifest", str(write_manifest(rows)), "--output", str(output), "--sample-rate", "1.0"]
+    flags = ["--manifest", str(manifest), "--output", str(output), "--sample-rate", "1.0"]
     flags += ["--aligner-model", str(untrained), "--num-processes", "1", "--calibration.num-control-utterances", "0"]
     flags += ["--calibration.num-self-test-sentences", "4", "--calibration.num-dose-utterances", "0"]
     assert main(["audit", *flags]) == 3

@@ -10,36 +10,18 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from audit_corpora import write_audit_corpus
 
 from caspi import audit
 from caspi.config import Audit, Calibration, Recipe
 from caspi.records import Utterance, read_manifest, sha256_of_file, write_jsonl
-from caspi.speech.corpora.audio import probe_audio, write_audio
+from caspi.speech.corpora.audio import write_audio
 from caspi.speech.synthetic.synth import Domain
-from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_audit_corpus, read_truth, write_corpus
+from caspi.speech.synthetic.synth_corpus import read_truth
 
 FEW_CONTROLS = Calibration(num_control_utterances=24, num_dose_utterances=8, num_self_test_sentences=4)
 NO_CONTROLS = Calibration(num_control_utterances=0, num_dose_utterances=0, num_self_test_sentences=0)
 WORDS = ["שלום", "לבן", "ילדה", "רוצה", "מיץ", "גשם", "חזק", "המורה", "כתבה", "הלוח", "בוקר", "ספר"]
-
-
-def write_audit_corpus(folder: Path, count: int, defects: float, seed: int, shares: dict[Domain, float]) -> Path:
-    from caspi.records import read_jsonl
-
-    rows = write_corpus(folder, plan_audit_corpus(count, defects, seed, domain_shares=shares), num_processes=1)
-    utterances = [
-        Utterance(
-            id=row.id,
-            audio_filepath=row.audio_filepath,
-            text=row.text,
-            duration=probe_audio(folder / row.audio_filepath).duration_seconds,
-            domain=row.domain,
-            group_id=row.group_id,
-        )
-        for row in read_jsonl(rows, CorpusRow)
-    ]
-    write_jsonl(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
 
 
 def recipe_for(manifest: Path, output: Path, calibration: Calibration = FEW_CONTROLS, **changes: Any) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from caspi.config import Recipe
-from caspi.model.aligners.battery import Outcome, Task, measure_task
+from caspi.model.aligners.battery import Outcome, Task, measure_group
 from caspi.model.aligners.blind import RandomAligner
 from caspi.model.aligners.outcome_record import NOT_FINITE, outcome_json, outcome_of, request_json
 from caspi.records import dump_json
@@ -44,7 +44,7 @@ def test_a_real_outcome_and_a_broken_file_come_back(tmp_path: Path) -> None:
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
     recipe = Recipe()
     for task in (Task("a", str(path), 0.0, 1.0, PLANNED), Task("b", str(tmp_path / "none.wav"), 0.0, 1.0, PLANNED)):
-        outcome = measure_task(task, RandomAligner(recipe), recipe)
+        (outcome,) = measure_group([task], RandomAligner(recipe), recipe)
         assert outcome_json(remembered(outcome)) == outcome_json(outcome)
         assert remembered(outcome).audio_error == outcome.audio_error
 

@@ -6,29 +6,43 @@ judge, estimate the share of bad pairs in the manifest, decide.
 
 import gzip
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
-from caspi.config import Recipe
-from caspi.model.aligners import Aligner, build_aligner
-from caspi.model.aligners.battery import Task, run_tasks
+from caspi.config import Audit, Recipe
+from caspi.model.aligners import Description, Workers, start_workers
+from caspi.model.aligners.battery import Task, plan_groups
+from caspi.model.aligners.identity import aligner_sha256
+from caspi.model.aligners.outcome_record import outcome_json, outcome_of, request_json
 from caspi.model.aligners.self_test import self_test
+from caspi.ops.audit.alignment_cache import AlignmentCache, alignment_key, open_cache
 from caspi.ops.audit.alignment_report import console_block, log_to_wandb
 from caspi.ops.audit.report_content import mean_detection, provenance_of, report_of, without_review
-from caspi.records import ExitCode, Utterance, dump_json, read_manifest, write_atomically, write_jsonl
+from caspi.ops.progress import track
+from caspi.ops.training.signals import exit_on_sigterm
+from caspi.records import (
+    ExitCode,
+    Utterance,
+    dump_json,
+    read_manifest,
+    sha256_of_file,
+    write_atomically,
+    write_jsonl,
+)
 from caspi.speech.alignment.audit_files import REPORT, SAMPLES, WORDS, read_audit
 from caspi.speech.alignment.controls import Transcript, plan_pairs
 from caspi.speech.alignment.estimate import cross_check, estimate_population, estimate_reviewed, rounded
 from caspi.speech.alignment.figures import figures_of
+from caspi.speech.alignment.quality import Outcome
 from caspi.speech.alignment.review import GOLD_FORMAT, REVIEW_FORMAT, read_labels, require_known, review_plan, seal
 from caspi.speech.alignment.sampling import draw_sample
-from caspi.speech.alignment.study import Outcome, Study, study_of, transcript_of
+from caspi.speech.alignment.study import Study, study_of, transcript_of
 
+CACHE_NAME = "alignment_cache.jsonl"
 EXIT_CODES = {"PROCEED": ExitCode.DONE, "CAUTION": ExitCode.DONE, "STOP": ExitCode.NO}
 
 
@@ -55,9 +69,9 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     settings = recipe.audit
     utterances = read_manifest(settings.manifest)
-    model = describe(build_aligner(recipe))
-    study = examine(utterances, recipe)
-    report = build_report(study, model, recipe)
+    with exit_on_sigterm(), start_workers(recipe) as workers:
+        study = examine(utterances, workers, recipe)
+        report = build_report(study, self_test(workers, recipe), workers.model, recipe)
     report["provenance"] |= {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
@@ -89,39 +103,81 @@ def review(recipe: Recipe) -> dict[str, Any]:
     return report_of(rounded(figures), settings)
 
 
-def examine(utterances: Sequence[Utterance], recipe: Recipe) -> Study:
+def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -> Study:
     """Draw the sample, align, calibrate and judge."""
     settings = recipe.audit
-    num_samples = settings.num_samples or max(1, round(settings.sample_rate * len(utterances)))
+    num_samples = settings.num_samples or max(1, round(sample_rate(workers.model, settings) * len(utterances)))
     sample = draw_sample(
         [u.id for u in utterances], [u.domain for u in utterances], num_samples, settings.domain_shares, settings.seed
     )
     audited = [utterances[index] for index in sample.indices]
     transcripts = {u.id: transcript_of(u) for u in utterances}
-    outcomes = align(audited, transcripts, recipe)
+    outcomes = align(plan(audited, transcripts, settings), workers, recipe)
     return study_of(audited, transcripts, outcomes, sample, settings)
 
 
-def describe(aligner: Aligner) -> dict[str, str]:
-    return {"model_id": aligner.model_id, "device": aligner.device, "dtype": aligner.dtype}
+def sample_rate(model: Description, settings: Audit) -> float:
+    """A GPU aligns everything in less time than a CPU takes for a sample."""
+    if settings.sample_rate is not None:
+        return settings.sample_rate
+    return 1.0 if model["device"] == "cuda" else settings.sample_rate_without_gpu
 
 
-def align(audited: Sequence[Utterance], transcripts: Mapping[str, Transcript], recipe: Recipe) -> dict[str, Outcome]:
-    """Outcomes by id, for utterances that have words and are not too long."""
-    settings = recipe.audit
+def plan(audited: Sequence[Utterance], transcripts: Mapping[str, Transcript], settings: Audit) -> list[Task]:
+    """What to align, of utterances that have words and are not too long."""
     possible = [u for u in audited if transcripts[u.id].words and u.duration <= settings.quality.max_duration_seconds]
     planned = plan_pairs(
         [transcripts[u.id] for u in possible], list(transcripts.values()), settings.calibration, settings.seed
     )
-    tasks = [Task(u.id, u.audio_filepath, u.offset, u.duration, planned[u.id]) for u in possible]
-    progress = Console(stderr=True)
-    outcomes = track(
-        run_tasks(tasks, recipe), "aligning", len(tasks), console=progress, disable=not progress.is_terminal
-    )
-    return {outcome.id: outcome for outcome in outcomes}
+    return [Task(u.id, u.audio_filepath, u.offset, u.duration, planned[u.id]) for u in possible]
 
 
-def build_report(study: Study, model: Mapping[str, str], recipe: Recipe) -> dict[str, Any]:
+def align(tasks: Sequence[Task], workers: Workers, recipe: Recipe) -> dict[str, Outcome]:
+    """Outcomes by id; those that an earlier run has left in the output folder are not made again.
+
+    A clip that crashed its worker is tried again by the next run, everything else is remembered.
+    """
+    path = recipe.audit.output / CACHE_NAME
+    with open_cache(path) as cache:
+        keys = task_keys(tasks, aligner_sha256(recipe, workers.model))
+        done = {id_: outcome_of(id_, cache[key]) for id_, key in keys.items() if key in cache}
+        missing = [[task for task in group if task.id not in done] for group in plan_groups(tasks, recipe.audit)]
+        groups = [group for group in missing if group]
+        if done:
+            print(f"{len(done)} of {len(tasks)} clips are known from an earlier run ({path})", file=sys.stderr)
+        try:
+            aligned = remembering(workers.run(groups), keys, cache)
+            done |= {outcome.id: outcome for outcome in track(aligned, sum(map(len, groups)), "aligning")}
+        except (KeyboardInterrupt, SystemExit):
+            print(f"\n{len(cache)} aligned clips are kept in {path}; the same command goes on", file=sys.stderr)
+            raise
+    return done
+
+
+def task_keys(tasks: Sequence[Task], model_sha256: str) -> dict[str, str]:
+    """Keys for the cache by id; a file that cannot be read has none."""
+    hashes: dict[str, str | None] = {}
+    for path in {task.audio_filepath for task in tasks}:
+        try:
+            hashes[path] = sha256_of_file(Path(path))
+        except OSError:
+            hashes[path] = None
+    return {
+        task.id: alignment_key(audio, request_json(task), model_sha256)
+        for task in tasks
+        if (audio := hashes[task.audio_filepath]) is not None
+    }
+
+
+def remembering(groups: Iterable[list[Outcome]], keys: Mapping[str, str], cache: AlignmentCache) -> Iterator[Outcome]:
+    """Outcomes as the cache will give them back, so that an interrupted audit ends like any other."""
+    for outcomes in groups:
+        values = {o.id: outcome_json(o) for o in outcomes}
+        cache.add_all({keys[o.id]: values[o.id] for o in outcomes if o.id in keys and not o.is_crash})
+        yield from (outcome_of(id_, value) for id_, value in values.items())
+
+
+def build_report(study: Study, self_test: dict[str, Any] | None, model: Description, recipe: Recipe) -> dict[str, Any]:
     """alignment_report.json without the times of the run.
 
     Args:
@@ -130,7 +186,7 @@ def build_report(study: Study, model: Mapping[str, str], recipe: Recipe) -> dict
     settings = recipe.audit
     statuses = {domain: row["status"] for domain, row in study.validity.by_domain.items()}
     figures = figures_of(study, settings)
-    figures["calibration"]["self_test"] = self_test(recipe)
+    figures["calibration"]["self_test"] = self_test
     figures |= estimate_population(study.findings, study.sample.population, statuses, settings)
     figures |= {"review": None, "provenance": provenance_of(recipe, model)}
     return report_of(rounded(figures), settings)

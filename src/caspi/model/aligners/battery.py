@@ -1,37 +1,34 @@
-"""One utterance through the aligner: its own transcript, its decoy and its controls, in worker processes.
+"""Utterances through the aligner: each with its own transcript, its decoy and its controls, several at once.
 
-Results depend on the task alone, not on the number of workers or the order: each worker computes with one thread, and
-nothing passes from one task to the next.
+Results depend on the tasks of a group alone, and groups are planned from all tasks of an audit: not on the number of
+workers, and not on what an interrupted run has already done.
 """
 
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caspi.config import Recipe
-from caspi.model.aligners import MODEL_BACKENDS, Aligner, AlignmentItem, build_aligner
-from caspi.records import RunFailed
+from caspi.config import Audit, Recipe
+from caspi.model.aligners import MODEL_BACKENDS, Aligner, AlignmentItem
 from caspi.speech.alignment.controls import DISTORTIONS, PlannedPair
-from caspi.speech.alignment.quality import Alignment, Pair
-from caspi.speech.alignment.study import Outcome
+from caspi.speech.alignment.quality import Alignment, Outcome, Pair
 from caspi.speech.alignment.vad import FRAME_SECONDS, estimate_snr_db, speech_mask
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from caspi.speech.text import num_letters
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MAX_MODEL_PROCESSES = 4
 """Each holds the 0.9 B parameters of the published aligner: 3.7 GB."""
+UNBATCHED_GROUP = 4
+"""Clips handed to a worker at once by backends that gain nothing from batches."""
 SELF_TEST_VOICE = "+m3"
 SELF_TEST_RATE_WPM = 160
+
+Samples = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 class Task(NamedTuple):
@@ -43,29 +40,40 @@ class Task(NamedTuple):
     spoken: tuple[str, ...] = ()
     """Words to synthesise instead of reading a file (self-test)."""
 
+    @property
+    def pair_seconds(self) -> float:
+        """Audio to be aligned, all pairs together."""
+        return self.duration_seconds * len(self.planned)
 
-def run_tasks(tasks: Sequence[Task], recipe: Recipe) -> Iterator[Outcome]:
-    """Yield the outcome of each task, in order.
 
-    Raises:
-        ValueError: the backend cannot be loaded.
-        RunFailed: a worker process died.
+class Version(NamedTuple):
+    """One version of an utterance's audio with the pairs that want it."""
+
+    samples: Samples
+    speech: Mask
+    planned: tuple[PlannedPair, ...]
+
+
+def plan_groups(tasks: Sequence[Task], settings: Audit) -> list[list[Task]]:
+    """Tasks that go to a worker together: neighbours in length, the longest first.
+
+    A group fills a batch of the model: `model_batch_size` clips, and padded at most `model_batch_seconds` of pairs.
     """
-    num_processes = recipe.audit.num_processes or default_num_processes(recipe.audit.backend)
-    with (
-        _environment(dict.fromkeys(ONE_THREAD, "1")),
-        ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker, (recipe,)) as pool,
-    ):
-        try:
-            yield from pool.map(_measure_in_worker, tasks, chunksize=4)
-        except BrokenProcessPool:
-            raise RunFailed(
-                f"a worker of backend {recipe.audit.backend} died (out of memory?); "
-                f"try fewer with --num-processes, now {num_processes}"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    if settings.backend not in MODEL_BACKENDS:
+        return [list(tasks[first : first + UNBATCHED_GROUP]) for first in range(0, len(tasks), UNBATCHED_GROUP)]
+    groups: list[list[Task]] = []
+    num_pairs, longest = 0, 0.0
+    for task in sorted(tasks, key=lambda task: (-task.duration_seconds, task.id)):
+        pairs = num_pairs + len(task.planned)
+        is_full = groups and (
+            len(groups[-1]) == settings.model_batch_size or pairs * longest > settings.model_batch_seconds
+        )
+        if not groups or is_full:
+            groups.append([])
+            num_pairs, longest = 0, task.duration_seconds
+        groups[-1].append(task)
+        num_pairs += len(task.planned)
+    return groups
 
 
 def default_num_processes(backend: str) -> int:
@@ -78,75 +86,62 @@ def default_num_processes(backend: str) -> int:
     return 1 if torch.cuda.is_available() else min(num_cores, MAX_MODEL_PROCESSES)
 
 
-def measure_task(task: Task, aligner: Aligner, recipe: Recipe) -> Outcome:
-    """Align all planned pairs of one utterance."""
-    try:
-        samples = _load(task, recipe)
-    except AudioError as error:
-        return Outcome(task.id, {}, {}, audio_error=f"{error.reason}: {error}")
-    mask = speech_mask(samples)
-    pairs: dict[str, Pair] = {}
-    failures: dict[str, str] = {}
-    for (distortion, amount), planned in groupby(
-        sorted(task.planned, key=lambda p: (p.distortion, p.amount)), key=lambda p: (p.distortion, p.amount)
-    ):
-        version = DISTORTIONS[distortion](samples, amount)
-        version_mask = mask if version is samples else speech_mask(version)
-        _align_version(list(planned), version, version_mask, aligner, pairs, failures)
-    return Outcome(task.id, pairs, failures, float(mask.sum() * FRAME_SECONDS), estimate_snr_db(samples, mask))
+def measure_group(tasks: Sequence[Task], aligner: Aligner, recipe: Recipe) -> list[Outcome]:
+    """Align all planned pairs of a group, in the order of the tasks; audio that cannot be read is an outcome."""
+    outcomes: dict[str, Outcome] = {}
+    readable: list[tuple[Task, Samples]] = []
+    for task in tasks:
+        try:
+            readable.append((task, _load(task, recipe)))
+        except AudioError as error:
+            outcomes[task.id] = Outcome(task.id, {}, {}, audio_error=f"{error.reason}: {error}")
+    outcomes |= {outcome.id: outcome for outcome in measure_samples(readable, aligner)}
+    return [outcomes[task.id] for task in tasks]
 
 
-def _align_version(
-    planned: list[PlannedPair],
-    samples: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    aligner: Aligner,
-    pairs: dict[str, Pair],
-    failures: dict[str, str],
-) -> None:
-    aligned = aligner.align([AlignmentItem(samples, plan.words) for plan in planned])
-    for plan, result in zip(planned, aligned, strict=True):
-        if not isinstance(result, Alignment):
-            failures[plan.control] = str(result)
-            continue
-        letters = tuple(num_letters(word) for word in plan.words)
-        seconds = len(samples) / SAMPLE_RATE_HZ
-        pairs[plan.control] = Pair(letters, len(" ".join(plan.words)), seconds, mask, result)
+def measure_samples(clips: Sequence[tuple[Task, Samples]], aligner: Aligner) -> list[Outcome]:
+    """Align the pairs of all clips in one call, so that the aligner can batch them."""
+    versions = [_versions(task, samples) for task, samples in clips]
+    items = [AlignmentItem(v.samples, plan.words) for own in versions for v in own for plan in v.planned]
+    results = iter(aligner.align(items))
+    outcomes = []
+    for (task, samples), own in zip(clips, versions, strict=True):
+        pairs: dict[str, Pair] = {}
+        failures: dict[str, str] = {}
+        for version in own:
+            for plan in version.planned:
+                result = next(results)
+                if isinstance(result, Alignment):
+                    pairs[plan.control] = _pair(version, plan, result)
+                else:
+                    failures[plan.control] = str(result)
+        speech = speech_mask(samples)
+        seconds = float(speech.sum() * FRAME_SECONDS)
+        outcomes.append(Outcome(task.id, pairs, failures, seconds, estimate_snr_db(samples, speech)))
+    return outcomes
 
 
-def _load(task: Task, recipe: Recipe) -> NDArray[np.float32]:
+def _versions(task: Task, samples: Samples) -> list[Version]:
+    def key(plan: PlannedPair) -> tuple[str, float]:
+        return plan.distortion, plan.amount
+
+    versions = []
+    for (distortion, amount), planned in groupby(sorted(task.planned, key=key), key=key):
+        changed = DISTORTIONS[distortion](samples, amount)
+        versions.append(Version(changed, speech_mask(changed), tuple(planned)))
+    return versions
+
+
+def _pair(version: Version, plan: PlannedPair, alignment: Alignment) -> Pair:
+    letters = tuple(num_letters(word) for word in plan.words)
+    seconds = len(version.samples) / SAMPLE_RATE_HZ
+    return Pair(letters, len(" ".join(plan.words)), seconds, version.speech, alignment)
+
+
+def _load(task: Task, recipe: Recipe) -> Samples:
     if not task.spoken:
         return load_audio(task.audio_filepath, task.offset_seconds, task.duration_seconds)
     from caspi.speech.synthetic.espeak import speak
 
     voice = recipe.language.espeak_voice + SELF_TEST_VOICE
     return np.pad(speak(task.spoken, voice=voice, rate_wpm=SELF_TEST_RATE_WPM).samples, SAMPLE_RATE_HZ // 4)
-
-
-_worker: tuple[Aligner, Recipe] | None = None
-
-
-def _start_worker(recipe: Recipe) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = build_aligner(recipe), recipe
-
-
-def _measure_in_worker(task: Task) -> Outcome:
-    assert _worker is not None
-    return measure_task(task, *_worker)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the children that start inside the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,6 +1,7 @@
 """Outcomes of the battery as JSON, exact to the bit, so that a remembered one judges like a fresh one."""
 
 import math
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +30,8 @@ class PairRecord(Record):
     score: float
     word_confidences: tuple[float, ...] | None
     has_times: bool
+    word_features: dict[str, tuple[float, ...]] | None
+    features: dict[str, float] | None
 
     @classmethod
     def of(cls, pair: Pair) -> Self:
@@ -45,13 +48,23 @@ class PairRecord(Record):
             score=float(aligned.score),
             word_confidences=None if confidences is None else tuple(map(float, confidences)),
             has_times=aligned.has_times,
+            word_features=None if aligned.word_features is None else dict(aligned.word_features),
+            features=None if aligned.features is None else dict(aligned.features),
         )
 
     def pair(self) -> Pair:
         speech = np.zeros(self.num_frames, dtype=bool)
         for first, last in self.speech_runs:
             speech[first:last] = True
-        alignment = Alignment(self.spans, self.word_scores, self.score, self.word_confidences, self.has_times)
+        alignment = Alignment(
+            self.spans,
+            self.word_scores,
+            self.score,
+            self.word_confidences,
+            self.has_times,
+            self.word_features,
+            self.features,
+        )
         return Pair(self.letters, self.num_characters, self.duration_seconds, speech, alignment)
 
 
@@ -100,5 +113,6 @@ def request_json(task: Task) -> list[Any]:
 
 def _is_finite(alignment: Alignment) -> bool:
     numbers = [alignment.score, *alignment.word_scores, *(alignment.word_confidences or ())]
+    numbers += [*(alignment.features or {}).values(), *chain.from_iterable((alignment.word_features or {}).values())]
     numbers += [second for span in alignment.spans if span is not None for second in span]
     return all(map(math.isfinite, numbers))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,11 +56,16 @@ class AlignmentCache:
 
     def add(self, key: str, value: Any) -> None:
         """Append; from now on a kill loses it no more, only a power failure may."""
-        line = f"{dump_json({'key': key, 'value': value})}\n".encode()
-        self._file.write(line)
+        self.add_all({key: value})
+
+    def add_all(self, values: Mapping[str, Any]) -> None:
+        """Append values that were made together in one piece."""
+        lines = {key: f"{dump_json({'key': key, 'value': value})}\n".encode() for key, value in values.items()}
+        self._file.write(b"".join(lines.values()))
         self._file.flush()
-        self._places[key] = (self._end, len(line))
-        self._end += len(line)
+        for key, line in lines.items():
+            self._places[key] = (self._end, len(line))
+            self._end += len(line)
 
     def _read_places(self) -> None:
         """Find all entries; a last line that was not finished is cut off, and that is said.

@@ -10,7 +10,7 @@ from caspi.ops.audit.alignment_report import SCHEMA_VERSION, recommendation
 from caspi.ops.audit.decision import Evidence, Verdict, decide
 from caspi.records import dump_json, sha256_of_file
 
-PLACES = {"manifest", "output", "num_processes", "labels", "gold_labels"}
+PLACES = {"manifest", "output", "num_processes", "engine", "ray_address", "labels", "gold_labels"}
 """Settings that change where and how fast, not what comes out."""
 RULE = {"gate", "proceed_below_pct", "stop_above_pct", "domain_alert_pct"}
 

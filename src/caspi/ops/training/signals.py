@@ -1,6 +1,8 @@
 """Ctrl+C and preemption: save at the next step, then leave; a second Ctrl+C leaves at once."""
 
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,3 +37,20 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, with exit code 143, so that what it started is put away.
+
+    For work that keeps what is done as it goes. Outside of the main thread, where Python takes no handlers, nothing is
+    changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_CODES[signal.SIGTERM]))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
