@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from hostile_aligner import SEGFAULT, HostileAligner
 from test_workers import clips, recipe_for

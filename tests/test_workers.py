@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from audit_corpora import write_audit_corpus
 from hostile_aligner import HANGS, KILLED, RAISES, SEGFAULT, HostileAligner, die_while_loading
