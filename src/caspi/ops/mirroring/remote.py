@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import get_protocol
 from pydantic import ValidationError
 
@@ -22,8 +24,8 @@ RUN_FILES = ("run.json", "metrics.jsonl", "quarantine.jsonl")
 PROBE_FILE = ".writable"
 WEIGHTS = ".safetensors"
 BUCKETS = "hf://buckets/"
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""Extra of caspi with the library for a protocol; others come with fsspec or huggingface_hub."""
+ARROW = ("s3", "gs", "gcs")
+"""Protocols that pyarrow speaks itself, with the usual variables of these clouds; nothing has to be installed."""
 
 
 def check_address(url: str) -> None:
@@ -38,22 +40,39 @@ def check_address(url: str) -> None:
         raise ValueError(f"--mirror {url}: expected {BUCKETS}OWNER/NAME; in a repository each file would be a commit")
 
 
+def open_storage(url: str) -> tuple[AbstractFileSystem, str]:
+    """What speaks to the storage, and the path in it; connects only when it is used.
+
+    Raises:
+        ValueError: nothing here speaks this protocol.
+    """
+    protocol = get_protocol(url)
+    if protocol in ARROW:
+        from pyarrow.fs import FileSystem
+
+        try:
+            storage, root = FileSystem.from_uri(url)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--mirror {url}: {error}") from None
+        return ArrowFSWrapper(storage), root
+    try:
+        files, root = fsspec.url_to_fs(url, **({"auto_mkdir": True} if protocol == "file" else {}))
+    except ImportError as error:
+        raise ValueError(f"--mirror {url}: {error}") from None
+    return files, str(root)
+
+
 class Remote:
     """A run's folder in object storage."""
 
     def __init__(self, url: str) -> None:
         """
         Raises:
-            ValueError: the address cannot be used, or a library for it is not installed.
+            ValueError: the address cannot be used.
         """
         check_address(url)
         self.url = url.rstrip("/")
-        protocol = get_protocol(url)
-        try:
-            self.files, self.root = fsspec.url_to_fs(self.url, **({"auto_mkdir": True} if protocol == "file" else {}))
-        except ImportError as error:
-            way_out = f"install caspi[{EXTRAS[protocol]}]" if protocol in EXTRAS else "install it"
-            raise ValueError(f"--mirror {url}: {error} ({way_out})") from None
+        self.files, self.root = open_storage(self.url)
 
     def path(self, *names: str) -> str:
         return "/".join((self.root.rstrip("/"), *names))
