@@ -10,6 +10,7 @@ from tiny_training import build_inputs
 from caspi.config import load_recipe
 from caspi.model.training import dev_set
 from caspi.model.training.build import build_run, load_data, open_quarantine
+from caspi.model.training.parts import PackedParts, PaddedParts
 from caspi.model.training.run import Run
 
 
@@ -18,6 +19,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("inputs")
     recipe = load_recipe(build_inputs(folder))
     few_at_once = {"output_dir": folder / "out", "max_wer_utterances": 26, "eval_batch_size": 3, "max_new_tokens": 12}
+    few_at_once |= {"token_budget": 150}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=few_at_once)})
     split = load_data(recipe.train)
     everything = split._replace(evaluation=[*split.training, *split.evaluation])
@@ -71,3 +73,21 @@ def test_every_process_has_its_batches_and_none_is_computed_twice(run: Run, monk
         monkeypatch.setattr(dev_set, "num_processes", lambda: 4)
         found += run.dev_set.transcribe_share(run.model)
     assert sorted(found) == run.dev_set.transcribed
+
+
+def test_the_packed_loss_is_the_padded_one_however_it_is_cut(run: Run) -> None:
+    padded = PaddedParts(run.encoder, 5)
+    packed = run.parts.to_evaluate(0)
+    assert isinstance(packed, PackedParts)
+    found = []
+    for parts in (
+        padded,
+        packed,
+        PackedParts(run.encoder, packed.packer, 200),
+        PackedParts(run.encoder, packed.packer, 9),
+    ):
+        run.dev_set.parts = parts
+        found.append(run.dev_set.loss(run.model))
+    run.dev_set.parts = packed
+    assert found[1:] == pytest.approx(found[:1] * 3, rel=1e-6)
+    assert [len(group) for group in packed.groups([60.0] * 5)] == [2, 2, 1]

@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from caspi.model.training.sampler import Plan, StepSampler, generator, micro_batches
+from caspi.model.training.sampler import Plan, StepSampler, generator
 
 
 def test_an_epoch_takes_every_utterance_exactly_once() -> None:
@@ -53,8 +54,39 @@ def test_the_sampler_walks_the_epoch_it_is_set_to() -> None:
     assert batches[1] == [(3, index) for index in plan.share(3, 1, 1, 2)]
 
 
-def test_micro_batches_split_a_share() -> None:
-    assert micro_batches([4, 1, 7, 0, 2], 2) == [[4, 1], [7, 0], [2]]
+def lognormal_tokens(number: int) -> list[float]:
+    """Of clips with the mean of the guide's corpus, 5.7 seconds, cut at 15."""
+    seconds = np.clip(np.random.default_rng(0).lognormal(np.log(5.7) - 0.18, 0.6, number), 0.5, 15.0)
+    return [float(tokens) for tokens in np.round(17.1 * seconds + 15)]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_shares_of_a_step_cost_the_same_and_are_the_same_utterances_for_any_number_of_processes(
+    world_size: int,
+) -> None:
+    lengths = lognormal_tokens(64 * 40)
+    plan = Plan(len(lengths), 64, seed=7, lengths=lengths)
+    waste = []
+    for step_index in range(plan.steps_per_epoch):
+        shares = [plan.share(0, step_index, rank, world_size) for rank in range(world_size)]
+        assert sorted(itertools.chain(*shares)) == sorted(plan.step(0, step_index))
+        costs = [sum(lengths[index] for index in share) for share in shares]
+        waste.append(world_size * max(costs) / sum(costs))
+    assert np.mean(waste) < (1.002 if world_size == 2 else 1.01)
+    dealt = [
+        [
+            world_size
+            * max(sum(lengths[index] for index in plan.step(0, step)[rank::world_size]) for rank in range(world_size))
+            / sum(lengths[index] for index in plan.step(0, step))
+        ]
+        for step in range(plan.steps_per_epoch)
+    ]
+    assert np.mean(dealt) > 1.03, "dealing in turn would have done"
+
+
+def test_one_process_takes_the_steps_in_the_plans_order() -> None:
+    plan = Plan(20, 8, seed=1, lengths=lognormal_tokens(20))
+    assert plan.share(0, 1, 0, 1) == plan.step(0, 1)
 
 
 def test_a_step_outside_the_epoch_is_refused() -> None:

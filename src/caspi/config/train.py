@@ -151,8 +151,8 @@ class Train(Section):
     max_wer_utterances: Count = 512
     """Size of the fixed, seeded subset that is transcribed at each evaluation."""
     max_new_tokens: Count = 256
-    eval_batch_size: Count = 16
-    """Utterances per batch when evaluating."""
+    eval_batch_size: Count = 64
+    """Utterances transcribed at once when evaluating, at most; long ones are fewer."""
     early_stop_evaluations: Annotated[int, Field(ge=0)] = 0
     """Evaluations of the last stage in a row without a new lowest eval_wer after which the run ends; 0: never."""
     final_model: Literal["best", "last"] = "best"

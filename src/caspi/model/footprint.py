@@ -14,6 +14,8 @@ AUDIO_TOKENS_PER_SECOND = 13
 WINDOW_TOKENS = 104
 """Audio tokens that attend to each other (8 s)."""
 PROMPT_TOKENS = 15
+TOKENS_PER_CHARACTER = 0.35
+"""Of Hebrew transcripts, counted with the model's tokenizer: 1.4 to 2.1 tokens per word."""
 SAVED_BYTES_TRAINED_LLM_LAYER = 114.4 * 1024
 """Saved for backward per token by eager kernels, at hidden size 2048; scales with it."""
 SAVED_BYTES_FROZEN_LLM_LAYER = 80.4 * 1024
@@ -70,6 +72,11 @@ def shape_of(model: str) -> Shape:
         )
     except KeyError as error:
         raise ValueError(f"{path} is not a Qwen3-ASR configuration: {error} is missing") from None
+
+
+def estimated_tokens(seconds: float, text: str) -> float:
+    """Text positions of a clip, near enough to deal out work and memory before anything is decoded."""
+    return AUDIO_TOKENS_PER_SECOND * seconds + PROMPT_TOKENS + TOKENS_PER_CHARACTER * len(text)
 
 
 def audio_layer_parameters(shape: Shape) -> int:

@@ -10,6 +10,7 @@ from transformers import Qwen3ASRForConditionalGeneration
 
 from caspi.config import Recipe, Stage, Train
 from caspi.model.checkpoints.checkpoint import load_asr
+from caspi.model.footprint import estimated_tokens
 from caspi.model.packed.attention import choose_backend
 from caspi.model.packed.batch import Packer
 from caspi.model.packed.forward import take_packed_inputs
@@ -101,7 +102,8 @@ def build_run(
     encoder = Encoder(processor, recipe.language.name)
     sources = [item.source or NO_SOURCE for item in split.training]
     pools = make_pools(sources, config.dataset_weights) if config.dataset_weights else ()
-    plan = Plan(len(split.training), config.effective_batch_size(world_size), config.seed, pools)
+    lengths = [estimated_tokens(item.duration, item.text) for item in split.training]
+    plan = Plan(len(split.training), config.effective_batch_size(world_size), config.seed, pools, lengths)
     adapters = add_adapters(config, model) if config.lora_rank else None
     spans = stage_spans(stages_of(config), plan.steps_per_epoch)
     parts = build_parts(config, model, encoder, limits)
@@ -112,7 +114,7 @@ def build_run(
         encoder=encoder,
         assigned=assign_groups(model, config.num_llm_top_layers, config.num_audio_top_layers),
         utterances=split.training,
-        dev_set=build_dev_set(recipe, split.evaluation, encoder),
+        dev_set=build_dev_set(recipe, split.evaluation, encoder, parts),
         plan=plan,
         spans=spans,
         rates=LearningRates(config, spans),
@@ -164,7 +166,7 @@ def stages_of(config: Train) -> tuple[Stage, ...]:
     return tuple(one.model_copy(update={"learning_rates": one.learning_rates | rates}) for one in config.stages)
 
 
-def build_dev_set(recipe: Recipe, utterances: list[Utterance], encoder: Encoder) -> DevSet:
+def build_dev_set(recipe: Recipe, utterances: list[Utterance], encoder: Encoder, parts: Parts) -> DevSet:
     config = recipe.train
     scorable = [item for item in utterances if normalize(item.text, PROFILE)]
     if not scorable:
@@ -174,6 +176,7 @@ def build_dev_set(recipe: Recipe, utterances: list[Utterance], encoder: Encoder)
         utterances,
         [index for index, item in enumerate(utterances) if item.id in chosen],
         encoder,
+        parts.to_evaluate(config.eval_batch_size),
         language=recipe.language.name,
         batch_size=config.eval_batch_size,
         max_new_tokens=config.max_new_tokens,

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from transformers import Qwen3ASRForConditionalGeneration
 
+from caspi.model.footprint import estimated_tokens
 from caspi.model.training.batch import Encoder, Example, Utterances
+from caspi.model.training.parts import Parts, model_inputs
 from caspi.model.training.processes import all_gather_objects, num_processes, process_rank
-from caspi.model.training.sampler import micro_batches
 from caspi.model.transcribers import plan_batches
 from caspi.model.transcribers.local import MAX_BATCH_SECONDS, transcribe
 from caspi.records import RunFailed, Utterance
@@ -51,6 +52,7 @@ class DevSet:
         utterances: Sequence[Utterance],
         transcribed: Sequence[int],
         encoder: Encoder,
+        parts: Parts,
         *,
         language: str,
         batch_size: int,
@@ -60,6 +62,7 @@ class DevSet:
         self.utterances = utterances
         self.transcribed = list(transcribed)
         self.encoder = encoder
+        self.parts = parts
         self.dataset = Utterances(utterances, encoder, cache_mib)
         self.batch_size = batch_size
         self.decoding: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
@@ -78,16 +81,18 @@ class DevSet:
     @torch.no_grad()
     def loss(self, model: Qwen3ASRForConditionalGeneration) -> float:
         """Cross-entropy per target token over the whole split."""
-        by_length = sorted(range(len(self.utterances)), key=lambda index: (self.utterances[index].duration, index))
+        lengths = [estimated_tokens(item.duration, item.text) for item in self.utterances]
+        by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+        groups = self.parts.groups([lengths[index] for index in by_length])
         losses = []
         was_training = model.training
         model.eval()
         try:
-            for batch_index, indices in share_of(micro_batches(by_length, self.batch_size)):
-                batch = self.encoder.batch([self.example(index) for index in indices])
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                total = float(model(**inputs, use_cache=False, num_items_in_batch=1).loss)
-                losses.append(BatchLoss(batch_index, total, inputs["shift_labels"].numel()))
+            for batch_index, places in share_of(groups):
+                examples = [self.example(by_length[place]) for place in places]
+                parts = [model_inputs(part, model.device) for part in self.parts.make(examples)]
+                total = sum(float(model(**inputs, num_items_in_batch=1).loss) for inputs in parts)
+                losses.append(BatchLoss(batch_index, total, sum(len(example.target_ids) for example in examples)))
         finally:
             model.train(was_training)
         in_order = sorted(loss for part in all_gather_objects(losses) for loss in part)

@@ -16,6 +16,9 @@ from caspi.model.training.batch import Encoder, Example, MicroBatch, Part, StepB
 from caspi.model.training.processes import is_main_process, max_over_processes
 from caspi.records import RunFailed
 
+EVALUATION_TOKENS = 4096
+"""Text positions that keep a GPU busy; more at once would leave processes without any in a small evaluation split."""
+
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,14 @@ class Parts(ABC):
     @abstractmethod
     def sizes(self, part: Part) -> tuple[int, int]:
         """In the limit's unit, and in clips."""
+
+    @abstractmethod
+    def groups(self, lengths: Sequence[float]) -> list[list[int]]:
+        """Neighbouring indices that may become one part, given estimated text positions."""
+
+    @abstractmethod
+    def to_evaluate(self, batch_size: int) -> "Parts":
+        """Parts to evaluate on, whose limit does not depend on what happens in training."""
 
     def collator(self) -> StepCollator:
         return StepCollator(self.make, self.encoder.silence())
@@ -103,6 +114,13 @@ class PaddedParts(Parts):
         assert not isinstance(part, PackedBatch)
         return len(part["input_ids"]), len(part["input_ids"])
 
+    def groups(self, lengths: Sequence[float]) -> list[list[int]]:
+        indices, size = list(range(len(lengths))), self.limit
+        return [indices[first : first + size] for first in indices[::size]]
+
+    def to_evaluate(self, batch_size: int) -> "PaddedParts":
+        return PaddedParts(self.encoder, batch_size)
+
     def advice(self) -> str:
         return f"--batch-size {max(1, self.limit // 2)} and twice the --gradient-accumulation-steps"
 
@@ -136,6 +154,20 @@ class PackedParts(Parts):
     def sizes(self, part: Part) -> tuple[int, int]:
         assert isinstance(part, PackedBatch)
         return part.num_tokens, len(part.sizes)
+
+    def groups(self, lengths: Sequence[float]) -> list[list[int]]:
+        found: list[list[int]] = []
+        filled = 0.0
+        for index, length in enumerate(lengths):
+            if not found or filled + length > self.limit:
+                found.append([])
+                filled = 0.0
+            found[-1].append(index)
+            filled += length
+        return found
+
+    def to_evaluate(self, batch_size: int) -> "PackedParts":
+        return PackedParts(self.encoder, self.packer, min(EVALUATION_TOKENS, self.largest_limit))
 
     def advice(self) -> str:
         return f"--token-budget {max(1, self.limit // 2)}"

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from caspi.model.packed.batch import balance
+
 
 def generator(seed: int, purpose: str, identity: object) -> np.random.Generator:
     """A random generator of its own for one purpose and one thing, for example one epoch."""
@@ -57,13 +59,22 @@ class Plan:
     and may be smaller; the loss is normalised by target tokens, so no utterance weighs more for it.
     """
 
-    def __init__(self, num_utterances: int, utterances_per_step: int, seed: int, pools: Sequence[Pool] = ()) -> None:
+    def __init__(
+        self,
+        num_utterances: int,
+        utterances_per_step: int,
+        seed: int,
+        pools: Sequence[Pool] = (),
+        lengths: Sequence[float] | None = None,
+    ) -> None:
+        """`lengths` are what the utterances cost, in any unit; without, they cost the same."""
         if num_utterances < 1 or utterances_per_step < 1:
             raise ValueError(f"cannot plan {num_utterances} utterances in steps of {utterances_per_step}")
         self.num_utterances = num_utterances
         self.utterances_per_step = utterances_per_step
         self.seed = seed
         self.pools = pools
+        self.lengths = lengths
         self.steps_per_epoch = -(-num_utterances // utterances_per_step)
         self.order = lru_cache(maxsize=2)(self._order)
 
@@ -89,13 +100,13 @@ class Plan:
         return [int(index) for index in self.order(epoch_index)[first : first + self.utterances_per_step]]
 
     def share(self, epoch_index: int, step_index: int, rank: int, world_size: int) -> list[int]:
-        """The part of a step that one process computes; empty where a short step has fewer utterances than ranks."""
-        return self.step(epoch_index, step_index)[rank::world_size]
+        """The part of a step that one process computes, in the plan's order.
 
-
-def micro_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Split a share into micro-batches of at most `batch_size`."""
-    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+        Shares are of about equal cost. Empty where a short step has fewer utterances than ranks.
+        """
+        indices = self.step(epoch_index, step_index)
+        costs = [self.lengths[index] for index in indices] if self.lengths else [1.0] * len(indices)
+        return [indices[place] for place in sorted(balance(costs, world_size)[rank])]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
