@@ -1,17 +1,22 @@
 """What audio files say about the clips in them, looked at in worker processes.
 
-A decoder that crashes on a hostile file takes its process with it; the files that were under way are then looked at
-one by one, so that the guilty one is found and counted, and the others are not lost.
+A decoder that crashes on a hostile file takes its process with it, and never the step: also few files are looked at
+in a process of their own. The files that were under way are then looked at one by one, so that the guilty one is found
+and counted, and the others are not lost. A worker has limits on memory, and on computing time per clip.
 """
 
 import hashlib
 import math
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +31,15 @@ from caspi.speech.corpora.audio import (
 )
 
 MIN_FILES_FOR_PROCESSES = 256
-"""Fewer files are looked at sooner than processes start."""
+"""Fewer files are looked at sooner by one process than more processes start."""
 FILES_PER_TASK = 32
 SECONDS_PER_PIECE = 600.0
 """Longer clips are decoded in pieces."""
+MAX_WORKER_GIB = 3.0
+"""What a worker may take beyond its libraries; decoding a clip takes less than a tenth of it."""
+MAX_CPU_SECONDS = 300.0
+"""Computing time that one clip may take; ten minutes of audio take about one second."""
+BYTES_PER_GIB = 2**30
 
 
 class Stretch(NamedTuple):
@@ -67,24 +77,45 @@ def inspect_file(job: FileJob) -> list[Finding]:
     Integer encodings are only probed; floating-point ones are decoded, because only that shows NaN.
     """
     try:
-        info = probe_audio(job.path, job.max_file_mib)
-        sha256 = job.sha256 or hash_file(job.path)
+        with cpu_limit(MAX_CPU_SECONDS):
+            info = probe_audio(job.path, job.max_file_mib)
+            sha256 = job.sha256 or hash_file(job.path)
     except AudioError as error:
         return [error] * len(job.stretches)
+    except MemoryError:
+        return [out_of_memory(job.path)] * len(job.stretches)
     return [inspect_stretch(job, stretch, info, sha256) for stretch in job.stretches]
 
 
 def inspect_stretch(job: FileJob, stretch: Stretch, info: AudioInfo, sha256: str) -> Finding:
     try:
         seconds = exact_duration(job.path, stretch, info)
-        if info.encoding in FLOAT_ENCODINGS:
-            decode_all(job.path, stretch.offset_seconds, seconds)
         snr_db = None
-        if stretch.wants_snr:
-            snr_db = estimate_snr_db(load_audio(job.path, stretch.offset_seconds, min(seconds, job.max_snr_seconds)))
+        with cpu_limit(MAX_CPU_SECONDS):
+            if info.encoding in FLOAT_ENCODINGS:
+                decode_all(job.path, stretch.offset_seconds, seconds)
+            if stretch.wants_snr:
+                start = load_audio(job.path, stretch.offset_seconds, min(seconds, job.max_snr_seconds))
+                snr_db = estimate_snr_db(start)
     except AudioError as error:
         return error
+    except MemoryError:
+        return out_of_memory(job.path)
     return ClipFacts(round(seconds, 6), snr_db, sha256)
+
+
+def out_of_memory(path: Path) -> AudioError:
+    return AudioError("AUDIO_OUT_OF_MEMORY", f"{str(path)!r} takes more than {MAX_WORKER_GIB:g} GiB to decode")
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """End this process by SIGPROF when the block computes for longer; a decoder's endless loop heeds nothing milder."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def exact_duration(path: Path, stretch: Stretch, info: AudioInfo) -> float:
@@ -125,9 +156,8 @@ def inspect_files(
 ) -> Iterator[list[Finding]]:
     """Findings of `inspect_file` for each job, in order; `num_processes` 0 means one per core."""
     num_processes = num_processes or len(os.sched_getaffinity(0))
-    if num_processes == 1 or len(jobs) < min_files_for_processes:
-        yield from map(inspect, jobs)
-        return
+    if len(jobs) < min_files_for_processes:
+        num_processes = 1
     num_done = 0
     while num_done < len(jobs):
         try:
@@ -144,7 +174,7 @@ def inspect_files(
 def inspect_in_pool(
     jobs: Sequence[FileJob], num_processes: int, inspect: Callable[[FileJob], list[Finding]]
 ) -> Iterator[list[Finding]]:
-    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=leave_interrupts_to_parent)
+    pool = ProcessPoolExecutor(num_processes, worker_context(), initializer=begin_worker)
     try:
         yield from pool.map(inspect, jobs, chunksize=FILES_PER_TASK)
     finally:
@@ -152,13 +182,47 @@ def inspect_in_pool(
 
 
 def inspect_alone(job: FileJob, inspect: Callable[[FileJob], list[Finding]]) -> list[Finding]:
+    """In a process of its own, whose end is told."""
+    receiver, sender = worker_context().Pipe(duplex=False)
+    process = worker_context().Process(target=inspect_and_send, args=(job, inspect, sender))
+    process.start()
+    sender.close()
     try:
-        (findings,) = inspect_in_pool([job], 1, inspect)
-        return findings
-    except BrokenProcessPool:
-        error = AudioError("AUDIO_CRASHED_DECODER", f"{str(job.path)!r} crashed the decoder")
-        return [error] * len(job.stretches)
+        findings: list[Finding] = receiver.recv()
+    except EOFError:
+        process.join()
+        how = how_it_ended(process.exitcode or 0)
+        return [AudioError("AUDIO_CRASHED_DECODER", f"{str(job.path)!r} {how}")] * len(job.stretches)
+    process.join()
+    return findings
 
 
-def leave_interrupts_to_parent() -> None:
+def inspect_and_send(job: FileJob, inspect: Callable[[FileJob], list[Finding]], sender: Connection) -> None:
+    begin_worker()
+    sender.send(inspect(job))
+
+
+def how_it_ended(exit_code: int) -> str:
+    if exit_code == -signal.SIGPROF:
+        return f"kept the decoder busy for more than {MAX_CPU_SECONDS:g} s of computing"
+    if exit_code < 0:
+        return f"crashed the decoder ({signal.Signals(-exit_code).name})"
+    return f"ended the decoder (exit code {exit_code})"
+
+
+def worker_context() -> ForkServerContext:
+    """Workers are forked from a server that has the decoders loaded and nothing else: none of this process's threads,
+    locks or memory reaches them, and the second pool of a run starts in milliseconds."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def begin_worker() -> None:
+    """Interrupts are the parent's business, and memory ends before the machine's does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + int(MAX_WORKER_GIB * BYTES_PER_GIB)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
