@@ -1,6 +1,7 @@
 """Load and save Qwen3-ASR checkpoints of either layout; a checkpoint loads exactly or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,11 +151,25 @@ def load(model_class: type[Model], folder: Path, head: str, dtype: torch.dtype) 
 
 
 def require_safetensors(folder: Path) -> None:
-    if any((folder / name).is_file() for name in WEIGHTS):
+    whole, index = (folder / name for name in WEIGHTS)
+    if whole.is_file():
+        return
+    if index.is_file():
+        require_shards_of_safetensors(index)
         return
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     found = f"found {pickled[0]}, which is never unpickled" if pickled else "found none"
     raise ValueError(f"checkpoint {folder}: expected weights as {WEIGHTS[0]}, {found}; save it as safetensors")
+
+
+def require_shards_of_safetensors(index: Path) -> None:
+    """transformers would hand a shard of another name to torch.load, wherever it lies."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} has no weight_map: it is not an index of shards")
+    for shard in shards.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            raise ValueError(f"{index} names {shard!r} as a shard, expected NAME.safetensors beside it")
 
 
 def require_model_type(raw_config: dict[str, Any]) -> None:

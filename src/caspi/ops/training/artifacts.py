@@ -50,7 +50,7 @@ class Marker(Record):
     """Utterances computed at once by the padded step when it was saved; less than the recipe's after memory ran out."""
     token_budget: int | None = None
     """Text positions computed at once by the packed step, likewise."""
-    files: dict[str, FileEntry]
+    files: dict[str, FileEntry] = Field(min_length=1)
     """By path relative to the checkpoint."""
 
     def limits(self) -> dict[str, int | None]:
@@ -118,6 +118,9 @@ def read_marker(folder: Path) -> Marker:
             raise ValueError(f"{name} has {path.stat().st_size} bytes instead of {entry.num_bytes}")
         if sha256_of_file(path) != entry.sha256:
             raise ValueError(f"{name} is not as it was written: its SHA-256 differs")
+    weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    if unlisted := sorted(weights - marker.files.keys()):
+        raise ValueError(f"{unlisted[0]} is not among the files that {MARKER} names")
     return marker
 
 

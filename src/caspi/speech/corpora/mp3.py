@@ -70,8 +70,8 @@ def parse_frame_header(header: bytes) -> FrameHeader | None:
 def read_layout(data: Data) -> Mp3Layout | None:
     """Find out how many frames of sound the bytes of a file hold; None if there is none.
 
-    A Xing/Info tag is believed when the number of bytes that it states agrees with the file; otherwise (no tag, a file
-    cut short, two files joined) the frames are counted.
+    A Xing/Info tag is believed when the file holds the number of bytes that it states, and no more behind them than a
+    small tag; otherwise (no tag, a file cut short, two files joined) the frames are counted.
     """
     position = find_frame(data, end_of_id3(data))
     if position is None:
@@ -82,7 +82,7 @@ def read_layout(data: Data) -> Mp3Layout | None:
     if tag is None:
         return Mp3Layout(position, count_complete_frames(data, position), None)
     first_audio_frame = position + first.num_bytes
-    if tag.num_bytes is not None and abs(len(data) - position - tag.num_bytes) <= MAX_TRAILER_BYTES:
+    if tag.num_bytes is not None and 0 <= len(data) - position - tag.num_bytes <= MAX_TRAILER_BYTES:
         return Mp3Layout(first_audio_frame, tag.num_frames, tag.num_frames)
     return Mp3Layout(first_audio_frame, count_complete_frames(data, first_audio_frame), tag.num_frames)
 

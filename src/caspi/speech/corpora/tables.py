@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 MAX_LINE_BYTES = 1 << 20
-PARQUET_BATCH_ROWS = 64
-"""Rows with embedded audio are large; so many are in memory at once."""
+PARQUET_BATCH_ROWS = 1
+"""Rows that are decoded at once. Rows may share one stored value: a file of 6 kB may unpack to gigabytes."""
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 
@@ -51,11 +51,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 def parse_json_object(line: str) -> Row:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=unique_members)
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         return BadRow("INVALID_ROW", f"not JSON: {error}")
     if not isinstance(value, dict):
         return BadRow("INVALID_ROW", f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def unique_members(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON allows a name twice, and Python takes the last: a transcript would vanish in silence."""
+    value = dict(members)
+    if len(value) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} occurs twice")
     return value
 
 
@@ -175,5 +185,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except pyarrow.ArrowException as error:
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: a footer that is no Thrift
         raise ValueError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
