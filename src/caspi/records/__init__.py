@@ -225,9 +225,8 @@ def read_manifest(path: Path) -> list[Utterance]:
 def is_cleaned(path: Path) -> bool:
     """Was this manifest written by `clean`? Its lines say what was done; a missing or damaged file says nothing."""
     try:
-        with path.open("rb") as lines:
-            first = json.loads(next((line for line in lines if line.strip()), b"null"))
-    except (OSError, ValueError):
+        first = json.loads(next((line for _, line in numbered_lines(path)), b"null"))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and {"action", "parent_id"} <= first.keys()
 
