@@ -71,7 +71,6 @@ class ClipFacts(NamedTuple):
 Finding = ClipFacts | AudioError
 
 
-
 def inspect_file(job: FileJob) -> list[Finding]:
     """One finding per stretch of a file.
 
