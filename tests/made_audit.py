@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from caspi import audit
-from caspi.config import Audit, Calibration, Recipe
+from caspi.config import Audit, AuditPage, Calibration, Recipe
+from caspi.model.aligners import Workers
+from caspi.model.aligners.battery import Task
 from caspi.records import Utterance, write_jsonl
-from caspi.speech.alignment.controls import Transcript, plan_pairs
-from caspi.speech.alignment.quality import Alignment, Pair
-from caspi.speech.alignment.study import Outcome
+from caspi.speech.alignment.quality import Alignment, Outcome, Pair
 from caspi.speech.corpora.audio import SAMPLE_RATE_HZ, write_audio
 from caspi.speech.seeds import seeded_generator
 from caspi.speech.text import num_letters
@@ -68,26 +68,19 @@ def made_sound(number: int) -> np.ndarray:
 def simulated_aligner(bad: frozenset[str]) -> Any:
     """Stands in for `audit.align`; the utterances named are wrongly transcribed."""
 
-    def align(
-        audited: Sequence[Utterance], transcripts: Mapping[str, Transcript], recipe: Recipe
-    ) -> dict[str, Outcome]:
-        possible = [u for u in audited if transcripts[u.id].words]
-        settings = recipe.audit
-        planned = plan_pairs(
-            [transcripts[u.id] for u in possible], list(transcripts.values()), settings.calibration, settings.seed
-        )
-        return {u.id: outcome(u, planned[u.id], u.id in bad) for u in possible}
+    def align(tasks: Sequence[Task], workers: Workers, recipe: Recipe) -> dict[str, Outcome]:
+        return {task.id: outcome(task, task.id in bad) for task in tasks}
 
     return align
 
 
-def outcome(utterance: Utterance, planned: Sequence[Any], is_bad: bool) -> Outcome:
-    own = set(next(plan.words for plan in planned if plan.control == "original"))
-    mask = np.zeros(round(100 * utterance.duration), dtype=bool)
+def outcome(task: Task, is_bad: bool) -> Outcome:
+    own = set(next(plan.words for plan in task.planned if plan.control == "original"))
+    mask = np.zeros(round(100 * task.duration_seconds), dtype=bool)
     mask[25:-25] = True
     pairs = {}
-    for plan in planned:
-        rng = seeded_generator(5, plan.control, utterance.id)
+    for plan in task.planned:
+        rng = seeded_generator(5, plan.control, task.id)
         wrong_audio = is_bad or plan.distortion == "reversed"
         count = len(plan.words)
         step = 6 * WORD_SECONDS / count
@@ -99,8 +92,8 @@ def outcome(utterance: Utterance, planned: Sequence[Any], is_bad: bool) -> Outco
         ]
         alignment = Alignment(spans, tuple(scores), float(np.mean(scores)))
         letters = tuple(num_letters(word) for word in plan.words)
-        pairs[plan.control] = Pair(letters, len(" ".join(plan.words)), utterance.duration, mask, alignment)
-    return Outcome(utterance.id, pairs, {}, float(mask.sum() / 100), 30.0)
+        pairs[plan.control] = Pair(letters, len(" ".join(plan.words)), task.duration_seconds, mask, alignment)
+    return Outcome(task.id, pairs, {}, float(mask.sum() / 100), 30.0)
 
 
 def run_made_audit(
@@ -108,6 +101,7 @@ def run_made_audit(
 ) -> tuple[int, Recipe]:
     """Exit code of `caspi audit` with the simulated aligner, and its recipe."""
     settings: dict[str, Any] = {"manifest": manifest, "output": output, "sample_rate": 1.0, "backend": "uniform"}
+    settings["page"] = AuditPage(max_clips=2)
     recipe = Recipe(audit=Audit(**(settings | {"calibration": CALIBRATION} | changes)))
     with monkeypatch.context() as patch:
         patch.setattr(audit, "align", simulated_aligner(bad))

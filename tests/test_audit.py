@@ -13,7 +13,7 @@ import pytest
 from audit_corpora import write_audit_corpus
 
 from caspi import audit
-from caspi.config import Audit, Calibration, Recipe
+from caspi.config import Audit, AuditPage, Calibration, Recipe
 from caspi.records import Utterance, read_manifest, sha256_of_file, write_jsonl
 from caspi.speech.corpora.audio import write_audio
 from caspi.speech.synthetic.synth import Domain
@@ -26,7 +26,7 @@ WORDS = ["שלום", "לבן", "ילדה", "רוצה", "מיץ", "גשם", "חז
 
 def recipe_for(manifest: Path, output: Path, calibration: Calibration = FEW_CONTROLS, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {"manifest": manifest, "output": output, "sample_rate": 1.0, "num_processes": 1}
-    settings |= {"backend": "tts-dtw"}
+    settings |= {"backend": "tts-dtw", "page": AuditPage(max_clips=4)}
     settings |= {"calibration": calibration} | changes
     return Recipe(audit=Audit(**settings))
 

@@ -6,6 +6,7 @@ judge, estimate the share of bad pairs in the manifest, decide.
 
 import gzip
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from caspi.model.aligners.outcome_record import outcome_json, outcome_of, reques
 from caspi.model.aligners.self_test import self_test
 from caspi.ops.audit.alignment_cache import AlignmentCache, alignment_key, open_cache
 from caspi.ops.audit.alignment_report import console_block, log_to_wandb
+from caspi.ops.audit.audit_page import Shown, audit_page
 from caspi.ops.audit.report_content import mean_detection, provenance_of, report_of, without_review
 from caspi.ops.progress import track
 from caspi.ops.training.signals import exit_on_sigterm
@@ -33,12 +35,29 @@ from caspi.records import (
     write_atomically,
     write_jsonl,
 )
-from caspi.speech.alignment.audit_files import REPORT, SAMPLES, WORDS, read_audit
+from caspi.speech.alignment.audit_files import (
+    PAGE,
+    REPORT,
+    SAMPLES,
+    WORDS,
+    read_audit,
+    read_utterances,
+    read_word_spans,
+)
+from caspi.speech.alignment.clip_details import as_json, choose_clips, details_of, slack, worst_first
 from caspi.speech.alignment.controls import Transcript, plan_pairs
 from caspi.speech.alignment.estimate import cross_check, estimate_population, estimate_reviewed, rounded
 from caspi.speech.alignment.figures import figures_of
 from caspi.speech.alignment.quality import Outcome
-from caspi.speech.alignment.review import GOLD_FORMAT, REVIEW_FORMAT, read_labels, require_known, review_plan, seal
+from caspi.speech.alignment.review import (
+    GOLD_FORMAT,
+    REVIEW_FORMAT,
+    TAGS,
+    read_labels,
+    require_known,
+    review_plan,
+    seal,
+)
 from caspi.speech.alignment.sampling import draw_sample
 from caspi.speech.alignment.study import Study, study_of, transcript_of
 
@@ -59,6 +78,7 @@ def run(recipe: Recipe) -> int:
     path = settings.output / REPORT
     write_atomically(path, dump_json(report, indent=1) + "\n")
     print(console_block(report, path))
+    print(f"✓ To look, listen and review: {write_page(settings)}")
     if os.environ.get("WANDB_PHASE0_LOGGING", "").lower() == "true":
         log_to_wandb(report, path)
     return ExitCode.NOT_MEASURED if not report["audit_valid"] else EXIT_CODES[report["decision"]]
@@ -101,6 +121,36 @@ def review(recipe: Recipe) -> dict[str, Any]:
         detection = mean_detection(figures["calibration"])
         figures["estimate"] = cross_check(files.findings, figures["estimate"], gold, detection, settings)
     return report_of(rounded(figures), settings)
+
+
+def write_page(settings: Audit) -> Path:
+    """Write audit.html from the files of an audit, beside them.
+
+    Raises:
+        ValueError: a file is missing or damaged, or they are not of one audit.
+    """
+    files = read_audit(settings.output, settings.manifest)
+    utterances = read_utterances(settings.manifest, files)
+    choice = choose_clips(files, settings)
+    words = read_word_spans(settings.output, set(choice.shown()))
+    details = details_of(choice.shown(), files, utterances, words, settings)
+    shown = Shown(
+        details={id_: as_json(detail) for id_, detail in details.items()},
+        lists=choice._asdict(),
+        slack=[slack(finding, settings.quality) for finding in files.findings],
+        worst_first=[finding.sample_id for finding in worst_first(files.findings, settings.quality)],
+        review={
+            "format": REVIEW_FORMAT,
+            "tags": TAGS,
+            "manifest_sha256": files.report["provenance"]["manifest_sha256"],
+            "samples_sha256": files.samples_sha256,
+        },
+        embed_audio=settings.embed_audio,
+    )
+    places = shlex.join(["--manifest", str(settings.manifest), "--output", str(settings.output)])
+    page = audit_page(files.report, shown, f"{files.report['provenance']['command']} {places}")
+    write_atomically(settings.output / PAGE, page)
+    return settings.output / PAGE
 
 
 def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -> Study:

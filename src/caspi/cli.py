@@ -27,7 +27,7 @@ STEPS = {
     "compare": "Round 1 against Round 2, with intervals and success criteria",
     "export": "a checkpoint as a folder to serve and publish, with proof",
     "rollback": "back up, go back to a model that works, record what is served",
-    "report": "write the demo's page again from its files",
+    "report": "write a page again: audit.html, or the demo's index.html",
 }
 """In the order of the flow."""
 

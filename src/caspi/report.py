@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspi.config import Recipe
+from caspi.config import Audit, Recipe
 from caspi.files import read_object
 from caspi.ops.charts import comparison_svg, training_svg
 from caspi.ops.pages import environment, style
@@ -12,12 +12,25 @@ from caspi.records import Prediction, read_jsonl, write_atomically
 
 NUM_EXAMPLES = 12
 DOMAIN_KEY = "eval_wer_"
+AUDIT_PAGE = "audit.html"
 
 
 def run(recipe: Recipe) -> int:
-    """`caspi report`: write the demo's page again from its files."""
-    print(write_index(recipe))
+    """`caspi report`: write a page again from the files of its step."""
+    if recipe.report.page == "audit":
+        from caspi.audit import write_page
+
+        print(write_page(audit_settings(recipe)))
+    else:
+        print(write_index(recipe))
     return 0
+
+
+def audit_settings(recipe: Recipe) -> Audit:
+    """The recipe's audit with what the flags say about files and audio."""
+    flags = recipe.report
+    given = {"output": flags.folder, "manifest": flags.manifest, "embed_audio": flags.embed_audio}
+    return recipe.audit.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def write_index(recipe: Recipe) -> Path:
@@ -71,6 +84,7 @@ def audit_row(folder: Path, name: str, planted: float) -> dict[str, Any]:
     invalid = report["decision_code"] == "AUDIT_INVALID"
     return {
         "name": name,
+        "page": f"audits/{name}/{AUDIT_PAGE}",
         "planted": planted,
         "found": estimate["point"],
         "lower": estimate["lower"],
@@ -117,6 +131,7 @@ def switch_steps(recipe: Recipe, state: Mapping[str, Any]) -> list[int]:
 
 def files(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
     named = {
+        "Audit of the training corpus, as a page": recipe.audit.output / AUDIT_PAGE,
         "Audit report of the training corpus": recipe.train.gate_report,
         "Sign-off": recipe.train.signoff_file,
         "Training run, as a page": recipe.train.output_dir / "run.html",

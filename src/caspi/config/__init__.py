@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from caspi.config.audit import Audit, Calibration, Estimation, Gate, QualityThresholds, Review, Validity
+from caspi.config.audit import Audit, AuditPage, Calibration, Estimation, Gate, QualityThresholds, Review, Validity
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
-from caspi.config.operations import Check, Env, Plan, Watch
+from caspi.config.operations import Check, Env, Plan, Report, Watch
 from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
@@ -25,6 +25,7 @@ __all__ = [
     "STRATEGY_A",
     "STRATEGY_B",
     "Audit",
+    "AuditPage",
     "Augmentation",
     "Calibration",
     "Check",
@@ -49,6 +50,7 @@ __all__ = [
     "Price",
     "QualityThresholds",
     "Recipe",
+    "Report",
     "Requests",
     "Review",
     "Rollback",
@@ -81,6 +83,7 @@ class Recipe(Section):
     compare: Compare = Compare()
     export: Export = Export()
     rollback: Rollback = Rollback()
+    report: Report = Report()
     demo: Demo = Demo()
 
 

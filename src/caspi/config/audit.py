@@ -99,6 +99,21 @@ class Review(Section):
     """Rogan-Gladen divides by detection minus false alarms; below this the quotient says nothing."""
 
 
+class AuditPage(Section):
+    """audit.html."""
+
+    max_clips: int = 120
+    """Clips shown with words and waveform, and with audio where `embed_audio` allows it."""
+    num_worst: Count = 10
+    """Of them the worst, in pages made for review."""
+    num_near: Count = 10
+    """Of them the nearest to the thresholds, in pages made for review."""
+    max_audio_mib: Positive = 24.0
+    """Audio in a page at most, as encoded in it; clips beyond are shown without."""
+    num_peaks: Count = 480
+    """Points of a waveform."""
+
+
 class Calibration(Section):
     """Negative controls: wrong pairs made on purpose, on which thresholds are set and detection is measured."""
 
@@ -172,6 +187,9 @@ class Audit(Section):
     stop_above_pct: Percent = 15.0
     domain_alert_pct: Percent = 20.0
     """A domain whose lower bound exceeds this blocks PROCEED."""
+    embed_audio: Literal["none", "worst", "review"] = "review"
+    """Clips whose audio audit.html carries: those of the blind review and some of the worst, the worst only, or none.
+    Voices leave this machine with the file."""
     labels: Path | None = None
     """Labels that audit.html exported: decide again from the report in `output`, without aligning."""
     gold_labels: Path | None = None
@@ -190,6 +208,7 @@ class Audit(Section):
     quality: QualityThresholds = QualityThresholds()
     estimation: Estimation = Estimation()
     review: Review = Review()
+    page: AuditPage = AuditPage()
     calibration: Calibration = Calibration()
     validity: Validity = Validity()
 

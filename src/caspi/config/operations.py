@@ -1,7 +1,7 @@
 """Around the run: tracking settings, readiness, cost, and watching it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
@@ -75,6 +75,19 @@ class Plan(Section):
     """More of the card's memory than this does not fit."""
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON instead of tables."""
+
+
+class Report(Section):
+    """Write a page again from the files of its step."""
+
+    page: tyro.conf.Positional[Literal["demo", "audit"]] = "demo"
+    """`demo`: index.html of a demo; `audit`: audit.html beside an audit's report."""
+    folder: Path | None = None
+    """Folder of the audit; default: the recipe's `audit.output`."""
+    manifest: Path | None = None
+    """The audited manifest; default: the recipe's `audit.manifest`."""
+    embed_audio: Literal["none", "worst", "review"] | None = None
+    """Clips whose audio audit.html carries; default: the recipe's `audit.embed_audio`."""
 
 
 class Watch(Section):

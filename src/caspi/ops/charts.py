@@ -89,6 +89,6 @@ def escape(text: str) -> str:
     return str(Markup.escape(text))
 
 
-def svg(parts: Sequence[str], label: str) -> Markup:
+def svg(parts: Sequence[str], label: str, width: float = WIDTH, height: float = HEIGHT) -> Markup:
     body = "".join(parts)
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{body}</svg>')
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{body}</svg>')

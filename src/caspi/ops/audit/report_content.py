@@ -1,6 +1,7 @@
 """alignment_report.json from its figures: decide, say it in words, add what went in."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -10,8 +11,18 @@ from caspi.ops.audit.alignment_report import SCHEMA_VERSION, recommendation
 from caspi.ops.audit.decision import Evidence, Verdict, decide
 from caspi.records import dump_json, sha256_of_file
 
-PLACES = {"manifest", "output", "num_processes", "engine", "ray_address", "labels", "gold_labels"}
-"""Settings that change where and how fast, not what comes out."""
+PLACES = {
+    "manifest",
+    "output",
+    "num_processes",
+    "engine",
+    "ray_address",
+    "labels",
+    "gold_labels",
+    "embed_audio",
+    "page",
+}
+"""Settings that change where, how fast and how it is shown, not what comes out."""
 RULE = {"gate", "proceed_below_pct", "stop_above_pct", "domain_alert_pct"}
 
 
@@ -97,4 +108,26 @@ def provenance_of(recipe: Recipe, model: Mapping[str, str]) -> dict[str, Any]:
         "backend": settings.backend,
         **model,
         "model_revision": None,
+        "command": command_of(settings),
     }
+
+
+def command_of(settings: Audit) -> str:
+    """The command that gives this audit again, without the places of its files."""
+    changed = settings.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
+    return shlex.join(["caspi", "audit", *_flags(changed, "--")])
+
+
+def _flags(values: Mapping[str, Any], prefix: str) -> list[str]:
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = prefix + name.replace("_", "-")
+        if name == "domain_shares":
+            flags += [flag, *(str(part) for pair in value.items() for part in pair)]
+        elif isinstance(value, dict):
+            flags += _flags(value, f"{flag}.")
+        elif isinstance(value, bool):
+            flags.append(flag if value else f"{prefix}no-{name.replace('_', '-')}")
+        else:
+            flags += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return flags

@@ -1,17 +1,41 @@
 """What an audit left in its folder, read again and checked to belong together."""
 
 import gzip
-import json
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caspi.records import Utterance, read_jsonl, read_manifest, sha256_of_file
+from pydantic import ValidationError
+
+from caspi.config import one_line
+from caspi.files import open_file, read_object
+from caspi.records import Record, Utterance, read_jsonl, read_manifest, sha256_of_file
 from caspi.speech.alignment.findings import Finding
 
 REPORT, SAMPLES, WORDS = "alignment_report.json", "samples.jsonl", "word_spans.jsonl.gz"
-MAX_WORD_SPANS_BYTES = 2**30
+PAGE = "audit.html"
+MAX_WORD_SPANS_BYTES = 2**29
 """A larger file is not one of ours: 73,579 utterances give about 100 MiB."""
+
+
+class WordSpan(Record):
+    """One word of a transcript and where the aligner put it."""
+
+    w: str
+    char: tuple[int, int]
+    """Offsets in the transcript."""
+    s: float | None
+    """Seconds from the start of the clip, as is `e`; None: no place was found."""
+    e: float | None
+    score: float
+    aligned: bool
+
+
+class WordLine(Record):
+    """One line of word_spans.jsonl.gz."""
+
+    id: str
+    words: tuple[WordSpan, ...]
 
 
 class AuditFiles(NamedTuple):
@@ -60,39 +84,37 @@ def read_utterances(manifest: Path, files: AuditFiles) -> dict[str, Utterance]:
     return utterances
 
 
-def read_word_spans(folder: Path, wanted: set[str]) -> dict[str, list[dict[str, Any]]]:
+def read_word_spans(folder: Path, wanted: set[str]) -> dict[str, tuple[WordSpan, ...]]:
     """Words of some utterances by id.
 
     Raises:
         ValueError: the file is missing or damaged.
     """
     path = folder / WORDS
-    found = {}
     try:
-        with gzip.open(path) as lines:
+        with open_file(path) as packed, gzip.open(packed) as lines:
             text = lines.read(MAX_WORD_SPANS_BYTES + 1)
         if len(text) > MAX_WORD_SPANS_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_WORD_SPANS_BYTES} bytes; run caspi audit again")
-        for line in text.splitlines():
-            row = json.loads(line)
-            if row["id"] in wanted:
-                found[row["id"]] = row["words"]
+            raise ValueError(f"it has more than {MAX_WORD_SPANS_BYTES} bytes")
+        rows = [WordLine.model_validate_json(line) for line in text.splitlines()]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run caspi audit again") from None
-    except (OSError, EOFError, zlib.error, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)[:200]}); run caspi audit again") from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); run caspi audit again") from None
-    return found
+    return {row.id: row.words for row in rows if row.id in wanted}
 
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"detailed_metrics", "provenance", "sampling", "estimate", "domain_statistics", "calibration"}
-        missing = needed - set(report)
+        report = read_object(path)
     except FileNotFoundError:
         raise ValueError(f"there is no audit report {path}; run caspi audit") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"audit report {path} is damaged ({error}); run caspi audit again") from None
+    except ValueError as error:
+        raise ValueError(f"audit report {error}; run caspi audit again") from None
+    needed = {"detailed_metrics", "provenance", "sampling", "estimate", "domain_statistics", "calibration"}
+    missing = needed - set(report)
     if missing:
         raise ValueError(f"audit report {path} lacks {', '.join(sorted(missing))}; run caspi audit again")
-    return dict(report)
+    return report

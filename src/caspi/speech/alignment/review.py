@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from caspi.config import Review, one_line
+from caspi.files import read_text
 from caspi.records import Record
 from caspi.speech.alignment.findings import Finding
 from caspi.speech.alignment.sampling import largest_remainder
@@ -94,13 +95,13 @@ def read_labels(path: Path, label_format: str, manifest_sha256: str, samples_sha
         ValueError: not a label file, edited since it was exported, about another audit, or naming a clip twice.
     """
     try:
-        file = LabelFile.model_validate_json(path.read_bytes())
+        file = LabelFile.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"there is no label file {path}; export one from audit.html") from None
-    except OSError as error:
-        raise ValueError(f"label file {path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise ValueError(f"{path} is not a label file of caspi: {one_line(error)[:300]}; export it again") from None
+    except ValueError as error:
+        raise ValueError(f"label file {error}; export it again") from None
     if file.format != label_format:
         raise ValueError(f"{path} holds {file.format}, expected {label_format}")
     if file.labels_sha256 != seal(file.labels):
