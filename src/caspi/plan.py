@@ -1,7 +1,7 @@
 """What a run will need, before renting: parameters per layer group and stage, memory, hours, dollars.
 
-Counts and FLOPs are exact for the model's sizes; rates are predictions (`plan.mfu_fraction`) until a run has measured
-them. Memory is that of the widest stage at the longest admitted clips.
+Counts and FLOPs are exact for the model's sizes. Rates are predictions: a roofline on the card's data sheet, or with
+`--measure` on what this machine's GPU attains. Memory is that of the widest stage.
 """
 
 import math
@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from caspi.config import Plan, Price, Recipe, Stage, Train
 from caspi.model import footprint
+from caspi.model.memory_footprint import Memory, StepSize, Trained, token_budget, training_memory
+from caspi.model.step_time import Rates, step_time
 from caspi.ops.cost import SECONDS_PER_HOUR, Gpu, find_gpu, find_price, price_table, recognise_gpu
+from caspi.ops.plan_table import show
 from caspi.records import ExitCode, dump_json, read_manifest
 
 
@@ -19,18 +22,51 @@ class Corpus(NamedTuple):
     source: str
 
 
+class Setting(NamedTuple):
+    """What all predictions share."""
+
+    plan: Plan
+    train: Train
+    shape: footprint.Shape
+    parts: dict[str, int]
+    """Parameters by part of the model."""
+    corpus: Corpus
+    gpu: Gpu
+    rates: Rates
+
+
 def run(recipe: Recipe) -> int:
-    plan, train = recipe.plan, recipe.train
-    gpu = find_gpu(plan.gpu)
+    plan = recipe.plan
+    setting = setting_of(recipe, plan, rates_of(plan))
     price = given_price(plan) or find_price(plan.gpu, plan.num_gpus, price_table(plan.prices))
-    shape = footprint.shape_of(train.base_model)
-    corpus = corpus_of(train, plan)
-    parts = footprint.parameters(shape, train.num_audio_top_layers, train.num_llm_top_layers)
-    stages = [predict_stage(stage, shape, parts, corpus, plan, train, gpu) for stage in train.stages]
-    memory = worst_memory(shape, parts, plan, train)
-    result = summary(parts, stages, memory, corpus, plan, gpu, price)
-    print(dump_json(result, indent=2)) if plan.json_output else show(result, plan, price)
+    stages = [predict_stage(stage, setting) for stage in recipe.train.stages]
+    result = summary(setting, stages, price)
+    print(dump_json(result, indent=2)) if plan.json_output else show(result)
     return ExitCode.DONE if result["fits"] else ExitCode.NO
+
+
+def setting_of(recipe: Recipe, plan: Plan, rates: Rates) -> Setting:
+    train = recipe.train
+    shape = footprint.shape_of(train.base_model)
+    parts = footprint.parameters(shape, train.num_audio_top_layers, train.num_llm_top_layers)
+    return Setting(plan, train, shape, parts, corpus_of(train, plan), find_gpu(plan.gpu), rates)
+
+
+def rates_of(plan: Plan) -> Rates:
+    """
+    Raises:
+        ValueError: the GPU is not known, or `--measure` is asked for without one.
+    """
+    if plan.measure:
+        from caspi.model.gpu_rates import measure_rates
+
+        return measure_rates()
+    gpu = find_gpu(plan.gpu)
+    return Rates(
+        plan.product_fraction * gpu.peak_bf16_tflops * 1e12,
+        plan.bandwidth_fraction * gpu.bandwidth_gb_per_second * 1e9,
+        plan.microseconds_per_launch * 1e-6,
+    )
 
 
 def given_price(plan: Plan) -> Price | None:
@@ -51,29 +87,85 @@ def corpus_of(train: Train, plan: Plan) -> Corpus:
     return Corpus(len(seconds), sum(seconds) / len(seconds), str(train.manifest))
 
 
-def predict_stage(
-    stage: Stage, shape: footprint.Shape, parts: dict[str, int], corpus: Corpus, plan: Plan, train: Train, gpu: Gpu
-) -> dict[str, Any]:
-    trained = set(stage.learning_rates)
-    unknown = trained - set(parts)
+def predict_stage(stage: Stage, setting: Setting) -> dict[str, Any]:
+    plan, train, parts, corpus = setting.plan, setting.train, setting.parts, setting.corpus
+    groups = set(stage.learning_rates)
+    unknown = groups - set(parts)
     if unknown:
         raise ValueError(f"stage {stage.name} names unknown layer groups: {', '.join(sorted(unknown))}")
-    target_tokens = plan.target_tokens_per_second * corpus.mean_seconds
     flops = footprint.training_flops(
-        shape, corpus.mean_seconds, target_tokens, trained, train.num_audio_top_layers, train.num_llm_top_layers
+        setting.shape,
+        corpus.mean_seconds,
+        plan.target_tokens_per_second * corpus.mean_seconds,
+        groups,
+        train.num_audio_top_layers,
+        train.num_llm_top_layers,
     )
-    samples_per_second = plan.num_gpus * gpu.peak_bf16_tflops * 1e12 * plan.mfu_fraction / flops
-    batch = train.effective_batch_size(plan.num_gpus)
+    rate = samples_per_second(setting, groups, flops)
     return {
         "name": stage.name,
         "epochs": stage.num_epochs,
         "groups": {name: {"parameters": parts[name], "lr": lr} for name, lr in stage.learning_rates.items()},
-        "trained_parameters": sum(parts[name] for name in trained),
+        "trained_parameters": sum(parts[name] for name in groups),
         "gflop_per_sample": flops / 1e9,
-        "samples_per_second": samples_per_second,
-        "optimizer_steps": stage.num_epochs * math.ceil(corpus.num_utterances / batch),
-        "hours": stage.num_epochs * corpus.num_utterances / samples_per_second / SECONDS_PER_HOUR,
+        "samples_per_second": rate,
+        "mfu_fraction": rate * flops / (plan.num_gpus * setting.gpu.peak_bf16_tflops * 1e12),
+        "official_samples_per_second": known_rate(setting, plan.official_mfu_fraction, flops),
+        "optimizer_steps": stage.num_epochs
+        * math.ceil(corpus.num_utterances / train.effective_batch_size(plan.num_gpus)),
+        "hours": stage.num_epochs * corpus.num_utterances / rate / SECONDS_PER_HOUR,
     }
+
+
+def known_rate(setting: Setting, mfu_fraction: float, flops: float) -> float:
+    """Samples per second at a share of the peak rate."""
+    return setting.plan.num_gpus * setting.gpu.peak_bf16_tflops * 1e12 * mfu_fraction / flops
+
+
+def samples_per_second(setting: Setting, groups: set[str], flops: float) -> float:
+    plan, train = setting.plan, setting.train
+    if plan.mfu_fraction is not None:
+        return known_rate(setting, plan.mfu_fraction, flops)
+    num_clips = train.effective_batch_size(1)
+    step = StepSize.of_clips(num_clips, setting.corpus.mean_seconds, plan.target_tokens_per_second)
+    trained = trained_of(setting, groups)
+    num_parts = math.ceil(step.tokens / max(1, budget_of(setting)))
+    predicted = step_time(setting.shape, trained, step, num_clips * flops, num_parts, setting.rates)
+    return plan.num_gpus * num_clips / predicted.seconds
+
+
+def trained_of(setting: Setting, groups: set[str]) -> Trained:
+    return Trained(
+        trained_parameters=sum(setting.parts[name] for name in groups),
+        all_parameters=sum(setting.parts.values()),
+        num_audio_top=setting.train.num_audio_top_layers if "audio_top" in groups else 0,
+        num_llm_top=setting.train.num_llm_top_layers if "llm_top" in groups else 0,
+        num_gpus=setting.plan.num_gpus,
+    )
+
+
+def widest(setting: Setting) -> Trained:
+    return trained_of(setting, set().union(*(stage.learning_rates for stage in setting.train.stages)))
+
+
+def longest_clip(setting: Setting) -> StepSize:
+    return StepSize.of_clips(1, setting.train.max_audio_length_seconds, setting.plan.target_tokens_per_second)
+
+
+def budget_of(setting: Setting) -> int:
+    """Positions computed at once: the recipe's, or what the card holds in the stage that trains most."""
+    usable = setting.plan.max_memory_fraction * setting.gpu.memory_gb * 1e9
+    return setting.train.token_budget or token_budget(setting.shape, widest(setting), longest_clip(setting), usable)
+
+
+def worst_memory(setting: Setting) -> Memory:
+    """Of a share of longest clips, in parts where the budget demands them; at least one clip at a time."""
+    clip = longest_clip(setting)
+    share = clip.scaled(setting.train.effective_batch_size(1))
+    at_once = max(clip.tokens, min(share.tokens, budget_of(setting)))
+    return training_memory(
+        setting.shape, widest(setting), clip.scaled(at_once / clip.tokens), is_split=at_once < share.tokens
+    )
 
 
 def expected_samples_per_second(recipe: Recipe, device_name: str, num_gpus: int) -> float | None:
@@ -81,87 +173,47 @@ def expected_samples_per_second(recipe: Recipe, device_name: str, num_gpus: int)
     gpu = recognise_gpu(device_name)
     if gpu is None:
         return None
-    plan, train = recipe.plan.model_copy(update={"gpu": gpu, "num_gpus": num_gpus}), recipe.train
-    shape = footprint.shape_of(train.base_model)
-    parts = footprint.parameters(shape, train.num_audio_top_layers, train.num_llm_top_layers)
-    corpus = corpus_of(train, plan)
-    stages = [predict_stage(stage, shape, parts, corpus, plan, train, find_gpu(gpu)) for stage in train.stages]
-    return float(min(stage["samples_per_second"] for stage in stages))
+    plan = recipe.plan.model_copy(update={"gpu": gpu, "num_gpus": num_gpus, "measure": False})
+    setting = setting_of(recipe, plan, rates_of(plan))
+    return float(min(predict_stage(stage, setting)["samples_per_second"] for stage in recipe.train.stages))
 
 
-def worst_memory(shape: footprint.Shape, parts: dict[str, int], plan: Plan, train: Train) -> footprint.Memory:
-    """Memory of the stage that trains most, for a micro-batch of the longest clips."""
-    trained = set().union(*(stage.learning_rates for stage in train.stages))
-    audio_tokens = round(footprint.AUDIO_TOKENS_PER_SECOND * train.max_audio_length_seconds)
-    text_tokens = plan.target_tokens_per_second * train.max_audio_length_seconds
-    tokens = round(audio_tokens + text_tokens + footprint.PROMPT_TOKENS)
-    return footprint.training_memory(
-        shape,
-        sum(parts[name] for name in trained),
-        sum(parts.values()),
-        train.batch_size * tokens,
-        train.batch_size * audio_tokens,
-        train.num_audio_top_layers if "audio_top" in trained else 0,
-        train.num_llm_top_layers if "llm_top" in trained else 0,
-        plan.num_gpus,
-    )
-
-
-def summary(
-    parts: dict[str, int], stages: list[dict[str, Any]], memory: footprint.Memory, corpus: Corpus, plan: Plan, gpu: Gpu,
-    price: Price,
-) -> dict[str, Any]:  # fmt: skip
+def summary(setting: Setting, stages: list[dict[str, Any]], price: Price) -> dict[str, Any]:
+    plan, memory = setting.plan, worst_memory(setting)
     training_hours = sum(stage["hours"] for stage in stages)
     paid_hours = training_hours + plan.evaluation_hours + plan.buffer_hours
+    official = sum(
+        stage["epochs"] * setting.corpus.num_utterances / stage["official_samples_per_second"] for stage in stages
+    )
     return {
-        "parameters": parts,
-        "total_parameters": sum(parts.values()),
+        "gpu": plan.gpu,
+        "num_gpus": plan.num_gpus,
+        "parameters": setting.parts,
+        "total_parameters": sum(setting.parts.values()),
         "stages": stages,
-        "memory_gb": {name: value / 1e9 for name, value in memory._asdict().items()} | {"total": memory.total / 1e9},
-        "gpu_memory_gb": gpu.memory_gb,
-        "fits": memory.total / 1e9 <= plan.max_memory_fraction * gpu.memory_gb,
-        "corpus": corpus._asdict(),
+        "memory_gb": {name: value / 1e9 for name, value in memory._asdict().items() if name != "is_split"}
+        | {"peak": memory.total / 1e9},
+        "token_budget": budget_of(setting),
+        "gpu_memory_gb": setting.gpu.memory_gb,
+        "fits": memory.total / 1e9 <= plan.max_memory_fraction * setting.gpu.memory_gb,
+        "corpus": setting.corpus._asdict(),
         "hours": {
             "training": training_hours,
             "evaluation": plan.evaluation_hours,
             "buffer": plan.buffer_hours,
             "paid": paid_hours,
+            "official_script": official / SECONDS_PER_HOUR,
         },
         "usd": {"per_hour": price.usd_per_hour, "total": paid_hours * price.usd_per_hour},
         "price": price.model_dump(),
-        "basis": f"predicted at {plan.mfu_fraction:.0%} of the peak rate",
+        "rates": setting.rates._asdict(),
+        "basis": basis_of(plan),
     }
 
 
-def show(result: dict[str, Any], plan: Plan, price: Price) -> None:
-    total = result["total_parameters"]
-    print(f"Model: {total:,} parameters (the tied output matrix counted once)")
-    for stage in result["stages"]:
-        share = stage["trained_parameters"] / total
-        print(f"\nStage {stage['name']}: {stage['epochs']} epochs, {stage['optimizer_steps']:,} optimizer steps")
-        for name, group in stage["groups"].items():
-            print(f"  {name:12} LR {group['lr']:.0e}  {group['parameters']:>13,} parameters")
-        print(f"  trained      {'':8}  {stage['trained_parameters']:>13,} ({share:.1%})")
-        rate, gflop = stage["samples_per_second"], stage["gflop_per_sample"]
-        print(f"  {gflop:,.0f} GFLOP per sample, {rate:.1f} samples/s predicted, {stage['hours']:.1f} h")
-    corpus = result["corpus"]
-    print(
-        f"\nCorpus: {corpus['num_utterances']:,} utterances, mean {corpus['mean_seconds']:.1f} s ({corpus['source']})"
-    )
-    print(f"\nMemory per GPU ({plan.gpu}, {result['gpu_memory_gb']:.0f} GB), longest clips:")
-    for name, gigabytes in result["memory_gb"].items():
-        print(f"  {name:12}{gigabytes:6.1f} GB")
-    verdict = (
-        "fits"
-        if result["fits"]
-        else "does not fit: use --batch-size 1 --gradient-accumulation-steps 32, or fewer layers"
-    )
-    print(f"  {verdict}")
-    rate = price.usd_per_hour
-    print(f"\n{'Phase':12}{'Hours':>8}{'USD/h':>8}{'USD':>9}")
-    print(f"{'audit':12}{'CPU':>8}{0:8.2f}{0:9.2f}")
-    for phase in ("training", "evaluation", "buffer"):
-        hours = result["hours"][phase]
-        print(f"{phase:12}{hours:8.1f}{rate:8.2f}{hours * rate:9.2f}")
-    print(f"{'total':12}{result['hours']['paid']:8.1f}{'':8}{result['usd']['total']:9.2f}")
-    print(f"Rates are {result['basis']}; price: {price.provider} {price.date}, {price.source}")
+def basis_of(plan: Plan) -> str:
+    if plan.mfu_fraction is not None:
+        return f"given: {plan.mfu_fraction:.0%} of the peak rate"
+    if plan.measure:
+        return "predicted by a roofline from rates measured on this GPU"
+    return "predicted by a roofline from the data sheet, not measured"

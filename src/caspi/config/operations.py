@@ -60,8 +60,18 @@ class Plan(Section):
     prices: Path | None = None
     """TOML file of `[[price]]` tables (provider, gpu, num_gpus, usd_per_hour, is_spot, date, source) that come before
     the dated table."""
-    mfu_fraction: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """Share of the GPU's peak that training reaches. 0.04 is what Round 1 reached on A100s with the official script."""
+    measure: bool = False
+    """Measure products, bandwidth and launches on this machine's GPU, and predict from these."""
+    mfu_fraction: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Share of the GPU's peak that training reaches, where it is known; without, a roofline predicts it."""
+    official_mfu_fraction: Annotated[float, Field(gt=0, le=1)] = 0.039
+    """What Round 1 reached on A100s with the official script, for comparison."""
+    product_fraction: Fraction = 0.80
+    """Share of the data sheet's matrix rate that products attain (790 of 989 TFLOP/s measured on an H200)."""
+    bandwidth_fraction: Fraction = 0.85
+    """Share of the data sheet's bandwidth that copying attains."""
+    microseconds_per_launch: Positive = 8.0
+    """Python's time for one operation."""
     num_utterances: Count = 73_579
     """Training utterances when the manifest does not exist yet."""
     mean_duration_seconds: Positive = 5.7

@@ -1,7 +1,7 @@
-"""Parameters, FLOPs and memory of a Qwen3-ASR model in closed form, without loading it.
+"""Parameters and FLOPs of a Qwen3-ASR model in closed form, without loading it.
 
-Counts follow the layer definitions of transformers' `qwen3_asr`. Per-layer FLOPs were checked against torch's
-FlopCounterMode, saved activations against saved-tensor hooks on the meta device (docs/design.md).
+Counts follow the layer definitions of transformers' `qwen3_asr`; `python -m benchmarks.step_counts` holds the FLOPs
+against counted ones.
 """
 
 import math
@@ -16,11 +16,6 @@ WINDOW_TOKENS = 104
 PROMPT_TOKENS = 15
 TOKENS_PER_CHARACTER = 0.35
 """Of Hebrew transcripts, counted with the model's tokenizer: 1.4 to 2.1 tokens per word."""
-SAVED_BYTES_TRAINED_LLM_LAYER = 114.4 * 1024
-"""Saved for backward per token by eager kernels, at hidden size 2048; scales with it."""
-SAVED_BYTES_FROZEN_LLM_LAYER = 80.4 * 1024
-SAVED_BYTES_TRAINED_AUDIO_LAYER = 32.1 * 1024
-"""Per audio token at width 1024."""
 
 
 class Shape(NamedTuple):
@@ -166,41 +161,3 @@ def stem_flops(conv: int, width: int, mel_bins: int, seconds: float) -> float:
         rows, frames = (rows - 1) // 2 + 1, (frames - 1) // 2 + 1
         flops += 9 * channels_in * conv * rows * frames
     return 2 * math.ceil(seconds) * (flops + frames * rows * conv * width)
-
-
-class Memory(NamedTuple):
-    """Bytes per GPU while training."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    buckets: float
-    activations: float
-    logits: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
-def training_memory(
-    shape: Shape, trained_parameters: int, all_parameters: int, tokens: int, audio_tokens: int,
-    num_audio_top: int, num_llm_top: int, num_gpus: int,
-) -> Memory:  # fmt: skip
-    """Memory of the Trainer path: fp32 trained parameters, bf16 frozen ones, bf16 autocast, DDP with fp32 buckets.
-
-    `tokens` and `audio_tokens` are those of one padded micro-batch; logits are taken on all its rows.
-    """
-    frozen = all_parameters - trained_parameters
-    scale = shape.hidden / QWEN3_ASR_1_7B.hidden
-    saved = num_llm_top * SAVED_BYTES_TRAINED_LLM_LAYER
-    saved += (shape.llm_layers - num_llm_top) * SAVED_BYTES_FROZEN_LLM_LAYER
-    audio = num_audio_top * SAVED_BYTES_TRAINED_AUDIO_LAYER * shape.audio_width / QWEN3_ASR_1_7B.audio_width
-    return Memory(
-        weights=2 * frozen + 4 * trained_parameters + 2 * trained_parameters,
-        gradients=4 * trained_parameters,
-        optimizer=8 * trained_parameters,
-        buckets=4 * trained_parameters if num_gpus > 1 else 0,
-        activations=tokens * saved * scale + audio_tokens * audio,
-        logits=tokens * shape.vocabulary * (2 + 4 + 4 + 2),
-    )

@@ -17,14 +17,16 @@ class Gpu(NamedTuple):
     """Dense bf16 matrix throughput of the data sheet."""
     memory_gb: float
     """10^9 bytes."""
+    bandwidth_gb_per_second: float
+    """10^9 bytes, of the data sheet."""
 
 
 GPUS = {
-    "A100-40GB": Gpu(312, 40),
-    "A100-80GB": Gpu(312, 80),
-    "H100-80GB": Gpu(989, 80),
-    "H200-141GB": Gpu(989, 141),
-    "L40S-48GB": Gpu(362, 48),
+    "A100-40GB": Gpu(312, 40, 1_555),
+    "A100-80GB": Gpu(312, 80, 1_935),
+    "H100-80GB": Gpu(989, 80, 3_350),
+    "H200-141GB": Gpu(989, 141, 4_800),
+    "L40S-48GB": Gpu(362, 48, 864),
 }
 
 
