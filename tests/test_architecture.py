@@ -17,6 +17,7 @@ FLOW = [
     "prepare",
     "audit",
     "gate",
+    "launch",
     "train",
     "watch",
     "evaluate",
@@ -28,7 +29,7 @@ FLOW = [
 ]
 FOUNDATION = {"config", "records", "files"}
 DRAWERS = {"speech": {"speech"}, "model": {"model", "speech"}, "ops": {"ops"}}
-WITHOUT_TORCH = ["cli", "config", "files", "records", "gate", "compare", "env", "plan", "rollback", "watch"]
+WITHOUT_TORCH = ["cli", "config", "files", "records", "gate", "compare", "env", "plan", "rollback", "watch", "launch"]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -12,6 +12,7 @@ from caspi.model import footprint
 from caspi.model.memory_footprint import Memory, StepSize, Trained, token_budget, training_memory
 from caspi.model.step_time import Rates, step_time
 from caspi.ops.cost import SECONDS_PER_HOUR, Gpu, find_gpu, find_price, price_table, recognise_gpu
+from caspi.ops.offers import Need, Offer, as_json, cheapest_first, offer_of, show_offers
 from caspi.ops.plan_table import show
 from caspi.records import ExitCode, dump_json, read_manifest
 
@@ -38,10 +39,16 @@ class Setting(NamedTuple):
 def run(recipe: Recipe) -> int:
     plan = recipe.plan
     setting = setting_of(recipe, plan, rates_of(plan))
-    price = given_price(plan) or find_price(plan.gpu, plan.num_gpus, price_table(plan.prices))
+    table = price_table(plan.prices)
+    price = given_price(plan) or find_price(plan.gpu, plan.num_gpus, table)
     stages = [predict_stage(stage, setting) for stage in recipe.train.stages]
     result = summary(setting, stages, price)
-    print(dump_json(result, indent=2)) if plan.json_output else show(result)
+    result["offers"] = as_json(cheapest_first(offer(recipe, one) for one in table))
+    if plan.json_output:
+        print(dump_json(result, indent=2))
+    else:
+        show(result)
+        show_offers(result["offers"], plan)
     return ExitCode.DONE if result["fits"] else ExitCode.NO
 
 
@@ -67,6 +74,25 @@ def rates_of(plan: Plan) -> Rates:
         plan.bandwidth_fraction * gpu.bandwidth_gb_per_second * 1e9,
         plan.microseconds_per_launch * 1e-6,
     )
+
+
+def offer(recipe: Recipe, price: Price) -> Offer:
+    """What the run would cost at this price, by the card's data sheet."""
+    plan = recipe.plan.model_copy(update={"gpu": price.gpu, "num_gpus": price.num_gpus, "measure": False})
+    setting = setting_of(recipe, plan, rates_of(plan))
+    stages = [predict_stage(stage, setting) for stage in recipe.train.stages]
+    training_hours = sum(stage["hours"] for stage in stages)
+    need = Need(
+        fits=fits(setting),
+        training_hours=training_hours,
+        paid_hours=training_hours + plan.evaluation_hours + plan.buffer_hours,
+        num_steps=sum(stage["optimizer_steps"] for stage in stages),
+    )
+    return offer_of(price, need, plan, recipe.train.eval_steps)
+
+
+def fits(setting: Setting) -> bool:
+    return worst_memory(setting).total / 1e9 <= setting.plan.max_memory_fraction * setting.gpu.memory_gb
 
 
 def given_price(plan: Plan) -> Price | None:
@@ -195,7 +221,7 @@ def summary(setting: Setting, stages: list[dict[str, Any]], price: Price) -> dic
         | {"peak": memory.total / 1e9},
         "token_budget": budget_of(setting),
         "gpu_memory_gb": setting.gpu.memory_gb,
-        "fits": memory.total / 1e9 <= plan.max_memory_fraction * setting.gpu.memory_gb,
+        "fits": fits(setting),
         "corpus": setting.corpus._asdict(),
         "hours": {
             "training": training_hours,

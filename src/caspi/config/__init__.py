@@ -13,7 +13,7 @@ from caspi.config.audit import Audit, AuditPage, Calibration, Estimation, Gate, 
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
-from caspi.config.operations import Check, Env, Plan, Report, Watch
+from caspi.config.operations import Check, Env, Launch, Plan, Report, Watch
 from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
 from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
@@ -41,6 +41,7 @@ __all__ = [
     "Gate",
     "Health",
     "Language",
+    "Launch",
     "Mirroring",
     "Percent",
     "Plan",
@@ -77,6 +78,7 @@ class Recipe(Section):
     prepare: Prepare = Prepare()
     audit: Audit = Audit()
     gate: Gate = Gate()
+    launch: Launch = Launch()
     train: Train = Train()
     watch: Watch = Watch()
     evaluate: Evaluate = Evaluate()

@@ -81,10 +81,47 @@ class Plan(Section):
     evaluation_hours: Positive = 2.0
     buffer_hours: float = Field(default=1.0, ge=0)
     """Paid time for restarts."""
+    spot_hours_between_interruptions: Positive = 4.0
+    """Mean time until a spot machine is taken away: an assumption, no provider states it."""
+    spot_restart_hours: Positive = 0.5
+    """Paid time from a new spot machine until it trains: set-up, data, checkpoint; an assumption."""
     max_memory_fraction: Fraction = 0.95
     """More of the card's memory than this does not fit."""
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON instead of tables."""
+
+
+class Launch(Section):
+    """Run a task file of `cloud/` on rented machines with SkyPilot, after showing what it will cost."""
+
+    task: tyro.conf.Positional[Path] = Path("cloud/lambda_2x_a100_40gb.yaml")
+    go: bool = False
+    """Run the command; without, it is only printed."""
+    yes: bool = False
+    """With --go: do not ask on a terminal."""
+    mirror: str | None = None
+    """Address for copies of the checkpoints, as for `caspi train --mirror`."""
+    max_budget_usd: Annotated[Positive | None, tyro.conf.arg(aliases=["--max-budget"])] = 50.0
+    """USD at which the run saves and stops; a task that is predicted to cost more is not started."""
+    price: Positive | None = None
+    """USD per hour for all machines together; default: the dated table in `config.prices`."""
+    name: str = "caspi-round2"
+    """Of the cluster or the managed job."""
+    sky: str = "sky"
+    """The program. SkyPilot needs an environment of its own: `uv tool install skypilot[lambda,runpod,verda]`."""
+    required_secrets: tuple[str, ...] = ("HF_TOKEN",)
+    """Variables that must be set here; SkyPilot takes their values from the environment, never from the command."""
+    optional_secrets: tuple[str, ...] = (
+        *("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    )
+    """Passed on as secrets where they are set here."""
+    passed_on: tuple[str, ...] = (
+        *("WANDB_PROJECT", "WANDB_RUN_NAME", "WANDB_MODE", "WANDB_DISABLED", "WANDB_PHASE0_LOGGING"),
+        *("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
+    )
+    """Passed on as they are where they are set here."""
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of text; never with --go."""
 
 
 class Report(Section):
