@@ -75,21 +75,24 @@ def simulated_aligner(bad: frozenset[str]) -> Any:
 
 
 def outcome(task: Task, is_bad: bool) -> Outcome:
-    own = set(next(plan.words for plan in task.planned if plan.control == "original"))
+    """What is missing from the audio or from the text stays missing: words keep the places they were spoken at."""
+    spoken = next(plan.words for plan in task.planned if plan.control == "original")
+    places = {word: index for index, word in enumerate(spoken)}
     mask = np.zeros(round(100 * task.duration_seconds), dtype=bool)
     mask[25:-25] = True
     pairs = {}
     for plan in task.planned:
         rng = seeded_generator(5, plan.control, task.id)
-        wrong_audio = is_bad or plan.distortion == "reversed"
-        count = len(plan.words)
+        heard = 0 if is_bad or plan.distortion == "reversed" or plan.control == "K5_order" else len(spoken)
+        if plan.distortion == "truncated":
+            heard = int(plan.amount * heard)
+        is_part = len(plan.words) < len(spoken)
+        count = len(spoken) if is_part else len(plan.words)
+        slots = [places.get(word, i) if is_part else i for i, word in enumerate(plan.words)]
         step = 6 * WORD_SECONDS / count
-        spans = tuple((LEAD_SECONDS + i * step, LEAD_SECONDS + (i + 1) * step) for i in range(count))
-        in_order = plan.control != "K5_order"
-        scores = [
-            float(rng.normal(SEPARATION if word in own and in_order and not wrong_audio else 0.0, 1))
-            for word in plan.words
-        ]
+        spans = tuple((LEAD_SECONDS + i * step, LEAD_SECONDS + (i + 1) * step) for i in slots)
+        is_heard = [places.get(word, heard) < heard for word in plan.words]
+        scores = [float(rng.normal(SEPARATION if one else 0.0, 1)) for one in is_heard]
         alignment = Alignment(spans, tuple(scores), float(np.mean(scores)))
         letters = tuple(num_letters(word) for word in plan.words)
         pairs[plan.control] = Pair(letters, len(" ".join(plan.words)), task.duration_seconds, mask, alignment)

@@ -159,7 +159,8 @@ def test_the_console_shows_the_guides_block(corpus: Path, tmp_path: Path, capsys
         assert expected in lines
     assert any(line.startswith("Population estimate: ") for line in lines)
     assert any(line.startswith("Decoys that beat their transcript: ") for line in lines)
-    assert lines[-2] == f"✓ Full report saved to: {tmp_path / 'alignment_report.json'}"
+    assert lines[-3] == f"✓ Full report saved to: {tmp_path / 'alignment_report.json'}"
+    assert lines[-1] == f"✓ To look, listen and review: {tmp_path / 'audit.html'}"
 
 
 @pytest.mark.parametrize("backend", ["uniform", "random"])

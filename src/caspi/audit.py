@@ -23,7 +23,14 @@ from caspi.model.aligners.self_test import self_test
 from caspi.ops.audit.alignment_cache import AlignmentCache, alignment_key, open_cache
 from caspi.ops.audit.alignment_report import console_block, log_to_wandb
 from caspi.ops.audit.audit_page import Shown, audit_page
-from caspi.ops.audit.report_content import mean_detection, provenance_of, report_of, without_review
+from caspi.ops.audit.report_content import (
+    look_line,
+    look_of,
+    mean_detection,
+    provenance_of,
+    report_of,
+    without_review,
+)
 from caspi.ops.progress import track
 from caspi.ops.training.signals import exit_on_sigterm
 from caspi.records import (
@@ -48,6 +55,7 @@ from caspi.speech.alignment.clip_details import as_json, choose_clips, details_o
 from caspi.speech.alignment.controls import Transcript, plan_pairs
 from caspi.speech.alignment.estimate import cross_check, estimate_population, estimate_reviewed, rounded
 from caspi.speech.alignment.figures import figures_of
+from caspi.speech.alignment.looks import at_level_of_look, look_sizes, without_controls
 from caspi.speech.alignment.quality import Outcome
 from caspi.speech.alignment.review import (
     GOLD_FORMAT,
@@ -90,8 +98,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.audit
     utterances = read_manifest(settings.manifest)
     with exit_on_sigterm(), start_workers(recipe) as workers:
-        study = examine(utterances, workers, recipe)
-        report = build_report(study, self_test(workers, recipe), workers.model, recipe)
+        study, report = examine(utterances, workers, recipe)
     report["provenance"] |= {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
@@ -106,7 +113,9 @@ def review(recipe: Recipe) -> dict[str, Any]:
     """The report of an earlier audit with the estimate from what people heard; nothing is aligned."""
     settings = recipe.audit
     files = read_audit(settings.output, settings.manifest)
-    settings = settings.model_copy(update={"seed": files.report["sampling"]["seed"]})
+    level = files.report["estimate"]["raw"]["level"]  # after several looks higher than the recipe's
+    estimation = settings.estimation.model_copy(update={"confidence_fraction": level})
+    settings = settings.model_copy(update={"seed": files.report["sampling"]["seed"], "estimation": estimation})
     hashes = files.report["provenance"]["manifest_sha256"], files.samples_sha256
     figures = without_review(files.report)
     if settings.labels:
@@ -153,17 +162,32 @@ def write_page(settings: Audit) -> Path:
     return settings.output / PAGE
 
 
-def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -> Study:
-    """Draw the sample, align, calibrate and judge."""
+def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -> tuple[Study, dict[str, Any]]:
+    """Draw the sample, align, calibrate and judge, look by look; the last study, and its report without the times."""
     settings = recipe.audit
-    num_samples = settings.num_samples or max(1, round(sample_rate(workers.model, settings) * len(utterances)))
-    sample = draw_sample(
-        [u.id for u in utterances], [u.domain for u in utterances], num_samples, settings.domain_shares, settings.seed
-    )
-    audited = [utterances[index] for index in sample.indices]
+    full_size = settings.num_samples or max(1, round(sample_rate(workers.model, settings) * len(utterances)))
+    sizes = look_sizes(full_size, len(utterances), settings)
+    settings = at_level_of_look(settings, len(sizes))
     transcripts = {u.id: transcript_of(u) for u in utterances}
-    outcomes = align(plan(audited, transcripts, settings), workers, recipe)
-    return study_of(audited, transcripts, outcomes, sample, settings)
+    tested = self_test(workers, recipe)
+    outcomes: dict[str, Outcome] = {}
+    looks: list[dict[str, Any]] = []
+    ids, domains = [u.id for u in utterances], [u.domain for u in utterances]
+    for number, size in enumerate(sizes, start=1):
+        sample = draw_sample(ids, domains, size, settings.domain_shares, settings.seed)
+        audited = [utterances[index] for index in sample.indices]
+        fresh = [utterance for utterance in audited if utterance.id not in outcomes]
+        tasks = plan(fresh, transcripts, settings if number == 1 else without_controls(settings))
+        outcomes |= align(tasks, workers, recipe)
+        study = study_of(audited, transcripts, outcomes, sample, settings)
+        report = build_report(study, tested, workers.model, recipe, settings)
+        looks.append(look_of(report, settings))
+        if len(sizes) > 1:
+            print(look_line(looks[-1], number, len(sizes)), file=sys.stderr, flush=True)
+            report["estimate"]["looks"] = looks
+        if looks[-1]["is_settled"]:
+            break
+    return study, report
 
 
 def sample_rate(model: Description, settings: Audit) -> float:
@@ -227,13 +251,15 @@ def remembering(groups: Iterable[list[Outcome]], keys: Mapping[str, str], cache:
         yield from (outcome_of(id_, value) for id_, value in values.items())
 
 
-def build_report(study: Study, self_test: dict[str, Any] | None, model: Description, recipe: Recipe) -> dict[str, Any]:
+def build_report(
+    study: Study, self_test: dict[str, Any] | None, model: Description, recipe: Recipe, settings: Audit
+) -> dict[str, Any]:
     """alignment_report.json without the times of the run.
 
     Args:
         model: model, device and precision of the aligner.
+        settings: the recipe's, at the level of confidence that a look needs.
     """
-    settings = recipe.audit
     statuses = {domain: row["status"] for domain, row in study.validity.by_domain.items()}
     figures = figures_of(study, settings)
     figures["calibration"]["self_test"] = self_test

@@ -178,6 +178,9 @@ class Audit(Section):
     sample_rate_without_gpu: Annotated[float, Field(gt=0, le=1)] = 0.10
     num_samples: int | None = None
     """Number of utterances audited; overrides `sample_rate`."""
+    looks: tuple[Count, ...] = (800, 1600, 3200)
+    """Sizes of the sample at which the audit stops when the decision is settled. Only those count that are at most half
+    of the sample; a census has none."""
     seed: int = 42
     domain_shares: dict[str, Fraction] = {"whatsapp_noisy": 0.4, "kan_clean": 0.4, "long_tail": 0.2}
     """Shares of the sample by domain; shortages are redistributed and reported."""

@@ -52,6 +52,13 @@ def decide(evidence: Evidence, settings: Audit) -> Verdict:
     return Verdict("CAUTION", doubts[0][0], certainty, [note for _, note in doubts])
 
 
+def is_settled(verdict: Verdict) -> bool:
+    """Would more samples leave the decision as it is? An aligner that is blind stays blind."""
+    if verdict.code in ("AUDIT_INVALID", "PROVEN_BELOW_10"):
+        return True
+    return verdict.certainty == "confirmed" and verdict.code in ("DATA_QUALITY", "BETWEEN_10_15", "DOMAIN_ALERT")
+
+
 def _band(share_pct: float, settings: Audit) -> Decision:
     """Exactly the thresholds are CAUTION."""
     if share_pct > settings.stop_above_pct:

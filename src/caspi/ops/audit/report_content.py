@@ -8,7 +8,7 @@ from typing import Any
 
 from caspi.config import Audit, Recipe
 from caspi.ops.audit.alignment_report import SCHEMA_VERSION, recommendation
-from caspi.ops.audit.decision import Evidence, Verdict, decide
+from caspi.ops.audit.decision import Evidence, Verdict, decide, is_settled
 from caspi.records import dump_json, sha256_of_file
 
 PLACES = {
@@ -65,6 +65,24 @@ def decide_on(figures: Mapping[str, Any], settings: Audit) -> Verdict:
         way_to_settle=way_to_settle(estimates),
     )
     return decide(evidence, settings)
+
+
+def look_of(report: Mapping[str, Any], settings: Audit) -> dict[str, Any]:
+    """What one look at the growing sample showed."""
+    raw = report["estimate"]["raw"]
+    return {
+        "num_samples": report["total_samples"],
+        **{name: raw[name] for name in ("point", "lower", "upper", "level")},
+        "decision": report["decision"],
+        "decision_code": report["decision_code"],
+        "is_settled": is_settled(decide_on(report, settings)),
+    }
+
+
+def look_line(look: Mapping[str, Any], number: int, num_looks: int) -> str:
+    share = f"{look['point']:.1f}% [{look['lower']:.1f}, {look['upper']:.1f}]"
+    outcome = "settled" if look["is_settled"] else "not settled"
+    return f"look {number} of {num_looks}: {look['num_samples']:,} samples, {share}: {look['decision_code']}, {outcome}"
 
 
 def way_to_settle(estimates: Mapping[str, Any]) -> str | None:
