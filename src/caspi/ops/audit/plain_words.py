@@ -16,6 +16,7 @@ REASONS = {
     "ALIGN_ERROR": "the alignment failed",
 }
 CHECKS = {
+    "reversed_auc": "AUC of the audio against itself backwards",
     "num_utterances": "utterances compared with a decoy",
     "separable_mass": "transcripts above the 99th percentile of decoys (else blind)",
     "false_acceptance": "decoys accepted as good",
