@@ -4,12 +4,13 @@ import contextlib
 import importlib
 import os
 import resource
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from caspi.cli import main
 
@@ -34,7 +35,9 @@ class Ended(NamedTuple):
         return self.out + self.err
 
 
-def caspi(*arguments: str, folder: Path, extra_memory_mib: int = EXTRA_MEMORY_MIB) -> Ended:
+def caspi(
+    *arguments: str, folder: Path, extra_memory_mib: int = EXTRA_MEMORY_MIB, stdin: TextIO | None = None
+) -> Ended:
     """Run a step in `folder`; a traceback, a kill for time and an ending by memory fail the test."""
     names = [folder / f".printed.{stream}" for stream in ("out", "err")]
     child = os.fork()
@@ -45,6 +48,7 @@ def caspi(*arguments: str, folder: Path, extra_memory_mib: int = EXTRA_MEMORY_MI
             for descriptor, name in enumerate(names, start=1):
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
             leave_helpers_to_parent()
+            sys.stdin = stdin or open(os.devnull)  # noqa: SIM115, PTH123  # ends with the process
             limit_memory(extra_memory_mib)
             with contextlib.redirect_stdout(open(1, "w")), contextlib.redirect_stderr(open(2, "w")):
                 code = main(list(arguments))

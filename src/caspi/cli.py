@@ -5,6 +5,8 @@ at once. The running step's section of the configuration becomes its flags, with
 """
 
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +35,10 @@ STEPS = {
 """In the order of the flow."""
 
 
+READER_IS_GONE = 128 + signal.SIGPIPE
+"""Exit code when the pipe is closed, for example by `head`."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one step and return its exit code (see `records.ExitCode`)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -44,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"caspi has no step {step!r}; steps: {', '.join(STEPS)}")
     try:
         recipe = parse(step, flags)
-        return int(importlib.import_module(f"caspi.{step}").run(recipe))
+        exit_code = int(importlib.import_module(f"caspi.{step}").run(recipe))
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+        return exit_code
     except ValueError as error:
         return refuse(str(error))
     except AnswerIsNo as error:
@@ -53,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RunFailed as error:
         print(f"caspi {step} failed: {error}", file=sys.stderr)
         return ExitCode.NOT_MEASURED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return READER_IS_GONE
     except KeyboardInterrupt:
         print(f"caspi {step}: interrupted", file=sys.stderr)
         return 130

@@ -15,6 +15,8 @@ from pathlib import Path
 from caspi.config import Env, Recipe
 from caspi.records import ExitCode, write_atomically
 
+OWNER_ONLY = 0o600
+"""The file is sourced: nobody else may write to it, and people do add tokens to such files."""
 YES = {"y": True, "yes": True, "n": False, "no": False}
 PLAIN_NAME = re.compile(r"[\w.\- ]{1,128}")
 
@@ -22,7 +24,8 @@ PLAIN_NAME = re.compile(r"[\w.\- ]{1,128}")
 def run(recipe: Recipe) -> int:
     settings = ask(recipe.env)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
-    write_atomically(recipe.env.output, "\n".join(["# Written by `caspi env`; holds no secrets.", *exports, ""]))
+    text = "\n".join(["# Written by `caspi env`; holds no secrets.", *exports, ""])
+    write_atomically(recipe.env.output, text, mode=OWNER_ONLY)
     print(f"Wrote {recipe.env.output}:")
     print("\n".join(f"  {name}={value}" for name, value in settings.items()))
     return ExitCode.DONE

@@ -5,8 +5,6 @@ The run's files are only read; `--page` adds one.
 Exit code: 0 healthy, 1 something deserves a look, 2 there is no run.
 """
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +22,6 @@ from caspi.ops.watching.run_view import RunView, look, view_of
 from caspi.records import ExitCode, dump_json, write_atomically
 
 PAGE_FILE = "run.html"
-READER_IS_GONE = 128 + signal.SIGPIPE
-"""Exit code when the pipe is closed, for example by `head`."""
 
 
 def run(recipe: Recipe) -> int:
@@ -43,11 +39,7 @@ def run(recipe: Recipe) -> int:
         return exit_code(view)
     if sys.stdout.isatty() and not settings.once:
         return follow_on_terminal(settings, Console())
-    try:
-        return follow_in_lines(settings, time.sleep)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return READER_IS_GONE
+    return follow_in_lines(settings, time.sleep)
 
 
 def exit_code(view: RunView) -> int:

@@ -240,8 +240,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, dump_json(value, indent=2) + "\n")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write, flush to disk, then rename: a file that exists is complete."""
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write, flush to disk, then rename: a file that exists is complete, and has its permissions from the start."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -250,7 +250,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
