@@ -4,15 +4,14 @@ The answers go to a file that `scripts/setup_wandb.sh` sources. Tokens are never
 Hugging Face keep theirs (`wandb login`, `hf auth login`). Answers may come from a pipe, one line each.
 """
 
-import netrc
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from caspi.config import Env, Recipe
+from caspi.ops.readiness.accounts import is_logged_in
 from caspi.records import ExitCode, write_atomically
 
 OWNER_ONLY = 0o600
@@ -88,14 +87,3 @@ def plain_name(answer: str) -> str:
     if not PLAIN_NAME.fullmatch(answer):
         raise ValueError(f"{answer!r} is not a name: expected letters, digits, blank, '.', '_' or '-'")
     return answer
-
-
-def is_logged_in() -> bool:
-    """Whether W&B will find a key; the key itself is not looked at."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return netrc.netrc(path).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

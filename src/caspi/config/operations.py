@@ -33,6 +33,12 @@ class Check(Section):
     """Print JSON instead of lines."""
     timeout_seconds: Positive = 4.0
     """Time each question to a server may take."""
+    deadline_seconds: Positive = 12.0
+    """Time for all of them together; what has not answered by then is unknown."""
+    collective_seconds: Positive = 90.0
+    """Time for the sum over all GPUs, with starting its processes."""
+    collective_mib: Count = 256
+    """Size of what is summed."""
     fetch_attempts: Count = 5
     """Tries per download before it counts as failed."""
     num_gpus: Count = 2
@@ -44,8 +50,6 @@ class Check(Section):
     """Disk for Qwen3-ASR-1.7B and the forced aligner in bf16, with room for the Round 1 model."""
     datasets_gib: Positive = 50.0
     """Disk for the training datasets (the guide's figure)."""
-    checkpoint_gib: Positive = 13.3
-    """Disk of one checkpoint of strategy A with the tied matrix: weights and Adam state."""
     max_clock_skew_seconds: Positive = 60.0
 
 
