@@ -126,6 +126,14 @@ class Train(Section):
     step: Literal["packed", "padded"] = "packed"
     """How the utterances of a step are computed: one after the other in one sequence, or padded in micro-batches by the
     stock class. The result is the same to rounding."""
+    compile: bool = False
+    """Compile each block; the first steps of every stage take a minute longer."""
+    liger: bool = False
+    """Liger's kernels in the language model, from the package liger-kernel; instead of compiling."""
+    num_checkpointed_llm_layers: Annotated[int, Field(ge=0)] = 0
+    """Lowest LLM layers that save memory by computing twice. A smaller token budget costs less."""
+    gradient_exchange: Literal["bfloat16", "float32"] = "bfloat16"
+    """How GPUs send each other gradients; what they sum, clip and apply is float32. On a CPU always float32."""
     token_budget: Count | None = None
     """Text positions, audio among them, that a packed step computes at once; more are split. Without: what the GPU's
     memory takes; on a CPU all."""
@@ -192,6 +200,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def check(self) -> "Train":
+        if self.compile and self.liger:
+            raise ValueError("train.compile and train.liger replace the same kernels: choose one of them")
         if not self.stages:
             raise ValueError("train.stages is empty: expected at least one stage")
         if self.push_to_hub and not self.hub_model_id:

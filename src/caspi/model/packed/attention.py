@@ -50,8 +50,14 @@ def packed_attention(
     causal = bool(module.is_causal) if is_causal is None else is_causal
     # Trained norms have float32 weights, and lift what autocast had lowered; the kernels of a GPU take 16 bits only.
     query, key, value = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-    kernel = choose_backend(query.device.type).kernel
+    kernel = kernel_of(query.device.type)
     return kernel(query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)[None], None
+
+
+@torch.compiler.assume_constant_result
+def kernel_of(device_type: str) -> Kernel:
+    """Asked once while a block is compiled, which must not follow the trying out."""
+    return choose_backend(device_type).kernel
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)

@@ -17,6 +17,7 @@ from caspi.model.packed.forward import take_packed_inputs
 from caspi.model.training.adapters import Adapters
 from caspi.model.training.batch import Encoder
 from caspi.model.training.dev_set import PROFILE, DevSet
+from caspi.model.training.fusion import checkpoint_llm_layers, compile_blocks, use_liger_kernels
 from caspi.model.training.layers import LORA, assign_groups
 from caspi.model.training.parts import PackedParts, PaddedParts, Parts
 from caspi.model.training.processes import is_main_process
@@ -30,8 +31,8 @@ from caspi.speech.scoring.score import normalize
 
 QUARANTINE_FILE = "quarantine.jsonl"
 NO_SOURCE = "(no source)"
-GPU_MULTIPLE = 128
-"""Rows that a GPU's matrix kernels take at once."""
+MULTIPLE = 128
+"""Rows that a GPU's matrix kernels take at once; compiled blocks are then compiled for no other remainder."""
 NO_TOKEN_BUDGET = 1 << 40
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def build_run(
     adapters = add_adapters(config, model) if config.lora_rank else None
     spans = stage_spans(stages_of(config), plan.steps_per_epoch)
     parts = build_parts(config, model, encoder, limits)
+    fuse(config, model)
     return Run(
         config=config,
         model=model,
@@ -126,6 +128,16 @@ def build_run(
     )
 
 
+def fuse(config: Train, model: Qwen3ASRForConditionalGeneration) -> None:
+    checkpoint_llm_layers(model, config.num_checkpointed_llm_layers)
+    if config.liger:
+        use_liger_kernels(model)
+        log.info("✓ Liger kernels in the language model\n")
+    if config.compile:
+        compile_blocks(model)
+        log.info("✓ Blocks will be compiled in the first steps of each stage\n")
+
+
 def build_parts(
     config: Train, model: Qwen3ASRForConditionalGeneration, encoder: Encoder, limits: Mapping[str, int | None]
 ) -> Parts:
@@ -136,7 +148,7 @@ def build_parts(
         on_gpu = torch.cuda.is_available()
         backend = choose_backend("cuda" if on_gpu else "cpu")
         take_packed_inputs(model)
-        packer = Packer(model.config, encoder.pad_id, GPU_MULTIPLE if on_gpu else 1)
+        packer = Packer(model.config, encoder.pad_id, MULTIPLE if on_gpu or config.compile else 1)
         parts = PackedParts(encoder, packer, config.token_budget or NO_TOKEN_BUDGET)
         log.info("✓ Packed step: attention by %s\n", backend.name)
     known = limits.get(parts.record_key)

@@ -14,6 +14,7 @@ from transformers import Qwen3ASRForConditionalGeneration
 
 from caspi.model.footprint import estimated_tokens
 from caspi.model.training.batch import Encoder, Example, Utterances
+from caspi.model.training.fusion import uncompiled
 from caspi.model.training.parts import Parts, model_inputs
 from caspi.model.training.processes import all_gather_objects, num_processes, process_rank
 from caspi.model.transcribers import plan_batches
@@ -74,7 +75,7 @@ class DevSet:
         """
         start = time.perf_counter()
         on_gpu = model.device.type == "cuda"
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_gpu):
+        with uncompiled(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_gpu):
             metrics = {"eval_loss": self.loss(model), **self.error_rates(model)}
         return metrics | {"eval_runtime": time.perf_counter() - start}
 
