@@ -263,6 +263,27 @@ def test_a_machine_without_gpu_packs_in_plain_torch() -> None:
     assert choose_backend("cpu").kernel is segment_attention
 
 
+def look_ahead() -> None:
+    """An attention kernel that is not causal, as a release with other arguments might be."""
+    from caspi.model.packed import attention
+
+    def kernel(*arguments: Any) -> torch.Tensor:
+        return segment_attention(*arguments[:5], False, arguments[6])
+
+    attention.choose_backend = lambda device_type: Backend("wrong", kernel)  # type: ignore[assignment]
+
+
+def test_a_packed_step_that_is_not_the_stock_one_stops_before_training(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    recipe = build_inputs(tmp_path_factory.mktemp("run"))
+    assert train_in_child(recipe, tmp_path, prepare=look_ahead) == 3
+    log = (tmp_path / "training.log").read_text()
+    assert "the packed step computes a loss of" in log
+    assert "--step padded" in log
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 SAME_STEP = ("--batch-size", "1", "--gradient-accumulation-steps", "3")
 
 

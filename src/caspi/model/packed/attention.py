@@ -25,6 +25,10 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, 
 """query [T, H, D], key and value [T, KV, D], cu_seqlens int32 [S + 1], longest segment, causal, scale -> [T, H, D]."""
 
 
+KERNELS: dict[str, Kernel] = {}
+"""Chosen before each forward pass, by type of device: a block that is being compiled must not follow the choosing."""
+
+
 class Backend(NamedTuple):
     name: str
     kernel: Kernel
@@ -50,18 +54,16 @@ def packed_attention(
     causal = bool(module.is_causal) if is_causal is None else is_causal
     # Trained norms have float32 weights, and lift what autocast had lowered; the kernels of a GPU take 16 bits only.
     query, key, value = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-    kernel = kernel_of(query.device.type)
+    kernel = KERNELS[query.device.type]
     return kernel(query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)[None], None
-
-
-@torch.compiler.assume_constant_result
-def kernel_of(device_type: str) -> Kernel:
-    """Asked once while a block is compiled, which must not follow the trying out."""
-    return choose_backend(device_type).kernel
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, flash_attention_mask)
+
+
+def prepare_kernel(device_type: str) -> None:
+    KERNELS[device_type] = choose_backend(device_type).kernel
 
 
 @lru_cache

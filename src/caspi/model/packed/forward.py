@@ -17,7 +17,7 @@ from torch.nn.functional import gelu
 from transformers import Qwen3ASRForConditionalGeneration
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 
-from caspi.model.packed.attention import IMPLEMENTATION
+from caspi.model.packed.attention import IMPLEMENTATION, prepare_kernel
 
 OF_LAYOUT = ("packed_features", "packed_ids", "audio_rows", "audio_cu_seqlens", "max_audio_length", "audio_positions",
              "position_ids", "cu_seqlens", "max_text_length", "target_rows", "targets", "chunk_frames")  # fmt: skip
@@ -48,6 +48,7 @@ class PackedForward:
         if not is_packed:
             return None
         assert isinstance(model, Qwen3ASRForConditionalGeneration)
+        prepare_kernel(kwargs["packed_ids"].device.type)
         others = {name: value for name, value in kwargs.items() if name not in OF_LAYOUT}
         return args, others | stock_arguments(model, kwargs)
 

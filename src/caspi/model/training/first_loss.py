@@ -1,18 +1,22 @@
-"""The loss before step 1 against what a model that knows the language can have; above it, the likely cause."""
+"""The loss before step 1 against what a model that knows the language can have, and against the stock class."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from caspi.model.training.batch import IGNORED, MicroBatch
+from caspi.model.training.fusion import uncompiled
 from caspi.records import RunFailed
 
 MUCH_LOWER = 0.7
 """Ratio of losses at which one way of placing the labels is plainly the right one."""
 NEAR_CHANCE = 0.1
 """Relative distance to the loss of guessing."""
+MAX_DIFFERENCE_FLOAT32, MAX_DIFFERENCE_BFLOAT16 = 1e-4, 0.02
+"""Relative difference of packed and stock loss that rounding can make."""
 
 
 def check_first_loss(model: nn.Module, batch: MicroBatch, loss: float, bound: float, vocabulary_size: int) -> None:
@@ -54,3 +58,22 @@ def loss_with_labels_moved(model: nn.Module, batch: MicroBatch, shift: int) -> f
     inputs: dict[str, Any] = {name: batch[name].to(device) for name in names}
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
         return float(model(**inputs, labels=labels.to(device), use_cache=False).loss)
+
+
+@torch.no_grad()
+def check_packed_loss(model: nn.Module, packed: Mapping[str, Any], padded: Mapping[str, Any]) -> None:
+    """Proof that packing is right on this machine: inputs of the same few clips, packed and as the stock class has them.
+
+    Raises:
+        RunFailed: the losses differ by more than rounding.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    with uncompiled(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
+        ours, theirs = (float(model(**inputs).loss) for inputs in (packed, padded))
+    bound = MAX_DIFFERENCE_BFLOAT16 if on_gpu else MAX_DIFFERENCE_FLOAT32
+    if not abs(ours - theirs) <= bound * max(abs(theirs), 1.0):
+        raise RunFailed(
+            f"the packed step computes a loss of {ours:.4f} where the stock class has {theirs:.4f}: its attention is "
+            "wrong on this machine; nothing was trained. Train with --step padded"
+        )

@@ -155,6 +155,11 @@ class PackedParts(Parts):
         assert isinstance(part, PackedBatch)
         return part.num_tokens, len(part.sizes)
 
+    def shortest(self, step: StepBatch, number: int) -> PackedBatch:
+        """The shortest clips of a share, packed."""
+        clips = [clip for part in step.parts if isinstance(part, PackedBatch) for clip in part.clips()]
+        return self.packer.pack(sorted(clips, key=lambda clip: len(clip.input_ids))[:number])
+
     def groups(self, lengths: Sequence[float]) -> list[list[int]]:
         found: list[list[int]] = []
         filled = 0.0

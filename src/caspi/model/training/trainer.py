@@ -28,11 +28,12 @@ from transformers import (
 
 from caspi.config import Train
 from caspi.model.training.batch import StepBatch
-from caspi.model.training.first_loss import check_first_loss
+from caspi.model.training.first_loss import check_first_loss, check_packed_loss
 from caspi.model.training.flow import Meter, StageFlow
 from caspi.model.training.gradients import Gradients
 from caspi.model.training.layers import check_closed, train_only
 from caspi.model.training.optimizer import build_optimizer, load_optimizer, save_optimizer, set_learning_rates
+from caspi.model.training.parts import PackedParts, model_inputs
 from caspi.model.training.processes import (
     all_gather_objects,
     barrier,
@@ -47,6 +48,9 @@ from caspi.model.training.sampler import StepSampler
 from caspi.model.training.stages import StageSpan
 from caspi.model.training.weights import Checksums
 from caspi.records import RunFailed
+
+NUM_COMPARED_CLIPS = 4
+"""Of the first step, on which the packed loss is held against the stock one."""
 
 log = logging.getLogger(__name__)
 
@@ -185,10 +189,14 @@ class StageTrainer(Trainer):
 
     def check_first_loss(self, step: StepBatch, total: torch.Tensor) -> None:
         losses = all_gather_objects(float(total))
-        model, bound = self.run.model, self.run.config.max_first_loss
+        model, bound, parts = self.run.model, self.run.config.max_first_loss, self.run.parts
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
-        batch = self.run.encoder.padded(self.run.parts.of_step(step)[0])
+        batch = self.run.encoder.padded(parts.of_step(step)[0])
         check_first_loss(model, batch, sum(losses) / len(losses), bound, vocabulary_size)
+        if isinstance(parts, PackedParts):
+            few = parts.shortest(step, NUM_COMPARED_CLIPS)
+            both = [model_inputs(part, self.args.device) for part in (few, self.run.encoder.padded(few))]
+            check_packed_loss(model, *both)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clip, and stop before the optimizer sees a gradient that is not finite."""
