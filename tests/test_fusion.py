@@ -10,9 +10,10 @@ from tiny_steps import build_trainer, gradients, step_batch
 from tiny_training import build_inputs, train
 from torch._dynamo.utils import counters
 
-from caspi.config import Recipe, Train, load_recipe
+from caspi.config import Plan, Recipe, Train, load_recipe
 from caspi.model.training.batch import Example
 from caspi.model.training.fusion import uncompiled
+from caspi.model.training.memory import plan_memory
 from caspi.model.training.trainer import StageTrainer
 
 RELATIVE = 1e-5
@@ -52,6 +53,21 @@ def saved_bytes(trainer: StageTrainer) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         gradients(trainer, step_batch(trainer, 1, 0))
     return sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "expected"),
+    [(42.5, 0), (80.0, 0), (24.0, 16)],
+    ids=["A100-40GB", "H100", "a 24 GB card"],
+)
+def test_frozen_layers_are_checkpointed_only_where_a_card_would_hold_too_little(
+    gigabytes: float, expected: int
+) -> None:
+    memory = plan_memory(Train(), Plan(), gigabytes * 1e9, num_gpus=2)
+    assert memory.num_checkpointed_llm_layers == expected
+    assert memory.token_budget >= (4 * 270 if expected == 0 else 270)
+    own = Train(token_budget=700, num_checkpointed_llm_layers=3)
+    assert plan_memory(own, Plan(), gigabytes * 1e9, num_gpus=2) == (700, 3)
 
 
 def test_two_ways_to_fuse_the_same_kernels_are_refused() -> None:

@@ -130,13 +130,13 @@ class Train(Section):
     """Compile each block; the first steps of every stage take a minute longer."""
     liger: bool = False
     """Liger's kernels in the language model, from the package liger-kernel; instead of compiling."""
-    num_checkpointed_llm_layers: Annotated[int, Field(ge=0)] = 0
-    """Lowest LLM layers that save memory by computing twice. A smaller token budget costs less."""
+    num_checkpointed_llm_layers: Annotated[int, Field(ge=0)] | None = None
+    """Lowest LLM layers that save memory by computing twice; without: none, unless the GPU would hold too little."""
     gradient_exchange: Literal["bfloat16", "float32"] = "bfloat16"
     """How GPUs send each other gradients; what they sum, clip and apply is float32. On a CPU always float32."""
     token_budget: Count | None = None
-    """Text positions, audio among them, that a packed step computes at once; more are split. Without: what the GPU's
-    memory takes; on a CPU all."""
+    """Text positions, audio among them, that a packed step computes at once; more are split. Without: what the GPU
+    holds, as `caspi plan` says; 16,384 on a CPU."""
     num_processes: int = 0
     """Training processes on this machine; 0: one per visible GPU, or one on a machine without."""
     min_audio_length_seconds: Positive = 0.5

@@ -14,6 +14,8 @@ SAVED_BYTES_TRAINED_LLM_LAYER = 130.2 * 1024
 SAVED_BYTES_FROZEN_LLM_LAYER = 76.2 * 1024
 SAVED_BYTES_TRAINED_AUDIO_LAYER = 32.1 * 1024
 """Per audio position at width 1024."""
+SAVED_BYTES_CHECKPOINTED_LLM_LAYER = 8.0 * 1024
+"""Per position at hidden size 2048: its input in float32, from which the layer is computed again."""
 SAVED_BYTES_OUTSIDE_LAYERS = 19.0 * 1024
 """Per position: embeddings and the final norm."""
 SAVED_BYTES_PER_LOGIT = 4
@@ -52,6 +54,8 @@ class Trained(NamedTuple):
     num_gpus: int
     reuses_buckets: bool = True
     """Whether gradients live in the buckets that DistributedDataParallel reduces, or beside them."""
+    num_checkpointed_llm: int = 0
+    """Frozen LLM layers that are computed again in the backward pass."""
 
 
 class Memory(NamedTuple):
@@ -93,7 +97,9 @@ def training_memory(shape: Shape, trained: Trained, step: StepSize, is_split: bo
 def saved_bytes(shape: Shape, trained: Trained, step: StepSize) -> float:
     """What autograd saves of a step, autocast's copies of weights not counted."""
     per_token = trained.num_llm_top * SAVED_BYTES_TRAINED_LLM_LAYER + SAVED_BYTES_OUTSIDE_LAYERS
-    per_token += (shape.llm_layers - trained.num_llm_top) * SAVED_BYTES_FROZEN_LLM_LAYER
+    num_saving = trained.num_checkpointed_llm
+    per_token += (shape.llm_layers - trained.num_llm_top - num_saving) * SAVED_BYTES_FROZEN_LLM_LAYER
+    per_token += num_saving * SAVED_BYTES_CHECKPOINTED_LLM_LAYER
     per_audio_token = trained.num_audio_top * SAVED_BYTES_TRAINED_AUDIO_LAYER
     return (
         step.tokens * per_token * shape.hidden / QWEN3_ASR_1_7B.hidden

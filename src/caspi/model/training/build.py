@@ -19,6 +19,7 @@ from caspi.model.training.batch import Encoder
 from caspi.model.training.dev_set import PROFILE, DevSet
 from caspi.model.training.fusion import checkpoint_llm_layers, compile_blocks, use_liger_kernels
 from caspi.model.training.layers import LORA, assign_groups
+from caspi.model.training.memory import plan_memory
 from caspi.model.training.parts import PackedParts, PaddedParts, Parts
 from caspi.model.training.processes import is_main_process
 from caspi.model.training.quarantine import Quarantine, check_audio
@@ -33,7 +34,6 @@ QUARANTINE_FILE = "quarantine.jsonl"
 NO_SOURCE = "(no source)"
 MULTIPLE = 128
 """Rows that a GPU's matrix kernels take at once; compiled blocks are then compiled for no other remainder."""
-NO_TOKEN_BUDGET = 1 << 40
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,11 @@ def build_run(
     plan = Plan(len(split.training), config.effective_batch_size(world_size), config.seed, pools, lengths)
     adapters = add_adapters(config, model) if config.lora_rank else None
     spans = stage_spans(stages_of(config), plan.steps_per_epoch)
-    parts = build_parts(config, model, encoder, limits)
-    fuse(config, model)
+    on_gpu = torch.cuda.is_available()
+    memory_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+    memory = plan_memory(config, recipe.plan, memory_bytes, world_size)
+    fuse(config, model, memory.num_checkpointed_llm_layers)
+    parts = build_parts(config, model, encoder, memory.token_budget, limits)
     return Run(
         config=config,
         model=model,
@@ -128,8 +131,12 @@ def build_run(
     )
 
 
-def fuse(config: Train, model: Qwen3ASRForConditionalGeneration) -> None:
-    checkpoint_llm_layers(model, config.num_checkpointed_llm_layers)
+def fuse(config: Train, model: Qwen3ASRForConditionalGeneration, num_checkpointed: int) -> None:
+    if num_checkpointed:
+        checkpoint_llm_layers(model, num_checkpointed)
+        log.info(
+            "✓ The lowest %d LLM layers are computed again in the backward pass, to save memory\n", num_checkpointed
+        )
     if config.liger:
         use_liger_kernels(model)
         log.info("✓ Liger kernels in the language model\n")
@@ -139,7 +146,11 @@ def fuse(config: Train, model: Qwen3ASRForConditionalGeneration) -> None:
 
 
 def build_parts(
-    config: Train, model: Qwen3ASRForConditionalGeneration, encoder: Encoder, limits: Mapping[str, int | None]
+    config: Train,
+    model: Qwen3ASRForConditionalGeneration,
+    encoder: Encoder,
+    token_budget: int,
+    limits: Mapping[str, int | None],
 ) -> Parts:
     parts: Parts
     if config.step == "padded":
@@ -149,10 +160,9 @@ def build_parts(
         backend = choose_backend("cuda" if on_gpu else "cpu")
         take_packed_inputs(model)
         packer = Packer(model.config, encoder.pad_id, MULTIPLE if on_gpu or config.compile else 1)
-        parts = PackedParts(encoder, packer, config.token_budget or NO_TOKEN_BUDGET)
-        log.info("✓ Packed step: attention by %s\n", backend.name)
-    known = limits.get(parts.record_key)
-    parts.limit = min(parts.limit, known or parts.limit)
+        parts = PackedParts(encoder, packer, token_budget)
+        log.info("✓ Packed step: attention by %s, at most %s positions at once\n", backend.name, f"{token_budget:,}")
+    parts.limit = min(parts.limit, limits.get(parts.record_key) or parts.limit)
     return parts
 
 

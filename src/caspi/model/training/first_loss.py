@@ -62,7 +62,7 @@ def loss_with_labels_moved(model: nn.Module, batch: MicroBatch, shift: int) -> f
 
 @torch.no_grad()
 def check_packed_loss(model: nn.Module, packed: Mapping[str, Any], padded: Mapping[str, Any]) -> None:
-    """Proof that packing is right on this machine: inputs of the same few clips, packed and as the stock class has them.
+    """Proof that packing is right on this machine. Both are inputs of the same few clips, `padded` of the stock class.
 
     Raises:
         RunFailed: the losses differ by more than rounding.

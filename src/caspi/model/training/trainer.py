@@ -18,15 +18,9 @@ from accelerate.utils import DDPCommunicationHookType  # type: ignore[import-unt
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import (
-    DefaultFlowCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DefaultFlowCallback, PrinterCallback, ProgressCallback, Trainer
 
-from caspi.config import Train
+from caspi.model.training.arguments import training_arguments
 from caspi.model.training.batch import StepBatch
 from caspi.model.training.first_loss import check_first_loss, check_packed_loss
 from caspi.model.training.flow import Meter, StageFlow
@@ -53,42 +47,6 @@ NUM_COMPARED_CLIPS = 4
 """Of the first step, on which the packed loss is held against the stock one."""
 
 log = logging.getLogger(__name__)
-
-
-def training_arguments(config: Train, num_epochs: int) -> TrainingArguments:
-    """What the Trainer has to know; data order, learning rates, saving and reporting are ours."""
-    on_gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(config.output_dir),
-        num_train_epochs=num_epochs,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        max_grad_norm=config.max_grad_norm,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=config.eval_steps,
-        save_total_limit=None,
-        eval_strategy="no",
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        metric_for_best_model="eval_wer",
-        greater_is_better=False,
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
-        # Buffers are constants; sharing them would be a collective inside the forward pass, where memory may run out.
-        ddp_broadcast_buffers=False,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-        use_cache=True,
-        log_level="error",
-        log_level_replica="error",
-    )
-    # One process drives one GPU; without a launcher the Trainer would spread the batch with DataParallel.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
 
 
 class StageTrainer(Trainer):
