@@ -91,6 +91,18 @@ def test_a_fold_is_judged_by_the_other_one() -> None:
     assert after.confidence[1, "a"] != before.confidence[1, "a"]
 
 
+@pytest.mark.parametrize(("count", "is_judged"), [(80, True), (40, False)])
+def test_a_domain_large_enough_to_be_judged_has_its_own_confidence(count: int, is_judged: bool) -> None:
+    """Right transcripts of domain b score 3 above wrong ones, those of a 9: even odds in b are at 1.5."""
+    clean, noisy = simulate(count, 9.0), simulate(count, 3.0)
+    items = [(noisy if item.domain == "b" else clean)[number] for number, item in enumerate(clean)]
+    thresholds = fit_thresholds(items, SETTINGS)
+    for fold in (0, 1):
+        (slope,), intercept = thresholds.confidence[fold, "b"]
+        assert (abs(-intercept / slope - 1.5) < 0.1) == is_judged
+        assert (thresholds.confidence[fold, "a"] != thresholds.confidence[fold, "b"]) == is_judged
+
+
 def test_utterances_of_one_recording_share_a_fold_and_both_folds_are_used() -> None:
     assert len({fold_of(f"r{i}", 42) for i in range(50)}) == 2
     assert fold_of("r1", 42) == fold_of("r1", 42)

@@ -5,6 +5,7 @@ transcripts reach it at a fixed rate, and never from the data that it judges: ut
 recording, and each fold is judged by what the other one taught.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -159,13 +160,17 @@ def _other_fold(measured: Sequence[Measured], fold: int) -> Sequence[Measured]:
 def _fit_confidence(
     paired: Sequence[Measured], domains: Sequence[str], settings: Audit
 ) -> dict[tuple[int, str], Logistic]:
-    """Small domains use the logistic of all."""
+    """A domain that is judged alone has its own logistic: its channel shifts the scores of right transcripts, and the
+    logistic of all domains together would call the weaker ones wrong. Smaller domains use the one of all.
+    """
+    sizes = Counter(item.domain for item in paired)
     fitted = {}
     for fold in range(NUM_FOLDS):
         teachers = _other_fold(paired, fold)
         for domain in domains:
             own = [item for item in teachers if item.domain == domain]
-            chosen = own if len(own) >= settings.validity.min_domain_utterances else teachers
+            is_large = sizes[domain] >= settings.validity.min_domain_utterances
+            chosen = own if is_large and own else teachers
             right, wrong = control_scores(chosen, ORIGINAL), control_scores(chosen, DECOY)
             fitted[fold, domain] = fit_logistic(right[:, None], wrong[:, None])
     return fitted
