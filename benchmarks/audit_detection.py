@@ -95,7 +95,8 @@ def read_arguments() -> Arguments:
     parser.add_argument("--utterances", type=int, default=300, help="per corpus")
     parser.add_argument("--plantings", type=int, default=25, help="audits for each share of defects")
     parser.add_argument("--samples", type=int, default=300, help="utterances drawn by each of these audits")
-    return Arguments(**{name: tuple(v) if isinstance(v, list) else v for name, v in vars(parser.parse_args()).items()})
+    found = parser.parse_args()
+    return Arguments(found.output, tuple(found.seeds), found.utterances, found.plantings, found.samples)
 
 
 def settings_of(seed: int) -> Audit:
