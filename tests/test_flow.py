@@ -63,6 +63,8 @@ def test_the_demo_leaves_what_every_step_promises(flow: Path) -> None:
         "phase0_audit_results/alignment_report.json",
         "phase0_audit_results/samples.jsonl",
         "phase0_audit_results/word_spans.jsonl.gz",
+        "phase0_audit_results/audit.html",
+        "audits/blind-aligner/audit.html",
         "phase0_signoff.txt",
         "qwen3-asr-hebrew-round2/model.safetensors",
         "qwen3-asr-hebrew-round2/trainer_state.json",

@@ -13,7 +13,7 @@ from caspi.config import Audit, Estimation, Recipe, Review
 from caspi.records import sha256_of_file
 from caspi.speech.alignment.findings import Finding
 from caspi.speech.alignment.review import GOLD_FORMAT, REVIEW_FORMAT, TAGS, Label, review_plan, seal
-from caspi.speech.alignment.two_phase import cells_of, rogan_gladen, two_phase_interval
+from caspi.speech.alignment.two_phase import Share, cells_of, labels_needed, rogan_gladen, two_phase_interval
 
 TPR, FPR = 0.90, 0.028
 """Of the detector in AUDIT section 6: it flags 2.8 % of good pairs, 11.6 % when 10 % are bad."""
@@ -135,6 +135,13 @@ def test_unsure_clips_widen_the_interval_to_hold_either_answer() -> None:
         assert unsure.lower <= interval_of(decided).point <= unsure.upper
     assert unsure.upper - unsure.lower > sure.upper - sure.lower
     assert unsure.n_eff == 90
+
+
+def test_labels_needed_follow_from_the_spread_that_labels_can_take_away() -> None:
+    """8 % +- 2 points from 100 labels: (2 points / 2.926)^2 is allowed, so 100 * 2^2 / (2 / 2.926)^2 = 856 labels."""
+    spread = np.array([0.06, 0.10])
+    assert labels_needed(Share(0.08, spread, spread), 0.10, 100, 2.926) == 857
+    assert labels_needed(Share(0.08, spread, np.array([0.08, 0.08])), 0.10, 100, 2.926) is None
 
 
 def test_only_unsure_labels_are_refused_in_one_line() -> None:

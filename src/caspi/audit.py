@@ -86,7 +86,8 @@ def run(recipe: Recipe) -> int:
     path = settings.output / REPORT
     write_atomically(path, dump_json(report, indent=1) + "\n")
     print(console_block(report, path))
-    print(f"✓ To look, listen and review: {write_page(settings)}")
+    voices = "" if settings.embed_audio == "none" else " (carries voices; --embed-audio none leaves them out)"
+    print(f"✓ To look, listen and review: {write_page(settings)}{voices}")
     if os.environ.get("WANDB_PHASE0_LOGGING", "").lower() == "true":
         log_to_wandb(report, path)
     return ExitCode.NOT_MEASURED if not report["audit_valid"] else EXIT_CODES[report["decision"]]

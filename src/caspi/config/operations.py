@@ -131,8 +131,8 @@ class Launch(Section):
 class Report(Section):
     """Write a page again from the files of its step."""
 
-    page: tyro.conf.Positional[Literal["demo", "audit"]] = "demo"
-    """`demo`: index.html of a demo; `audit`: audit.html beside an audit's report."""
+    page: tyro.conf.Positional[Literal["index", "audit"]] = "index"
+    """`index`: index.html of a demo; `audit`: audit.html beside an audit's report."""
     folder: Path | None = None
     """Folder of the audit; default: the recipe's `audit.output`."""
     manifest: Path | None = None

@@ -86,12 +86,15 @@ def look_line(look: Mapping[str, Any], number: int, num_looks: int) -> str:
 
 
 def way_to_settle(estimates: Mapping[str, Any]) -> str | None:
-    """How much more evidence would settle an open decision; None: nothing is open, or no amount would."""
+    """How much more evidence would settle an open decision; None: the interval leaves nothing open."""
+    if estimates["open_threshold_pct"] is None:
+        return None
     if estimates["basis"] == "raw":
-        needed = estimates["samples_needed_for_decision"]
-        return None if needed is None else f"about {needed:,} samples would settle it"
+        return f"about {estimates['samples_needed_for_decision']:,} samples would settle it"
     needed = estimates["labels_needed_for_decision"]
-    return None if needed is None else f"about {needed:,} reviewed clips would settle it"
+    if needed is None:
+        return "no number of reviewed clips would settle it: audit a larger sample"
+    return f"about {needed:,} reviewed clips would settle it"
 
 
 def without_review(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +102,8 @@ def without_review(report: Mapping[str, Any]) -> dict[str, Any]:
     added = ("two_phase", "labels_needed_for_decision", "rogan_gladen", "gold")
     estimates = {name: value for name, value in report["estimate"].items() if name not in added}
     raw_upper = estimates["raw_upper_with_unjudged_domains"]
-    estimates |= {"basis": "raw", "upper_with_unjudged_domains": raw_upper}
+    limit = report["estimate"]["raw_open_threshold_pct"]
+    estimates |= {"basis": "raw", "upper_with_unjudged_domains": raw_upper, "open_threshold_pct": limit}
     return {**report, "estimate": estimates, "review": None}
 
 

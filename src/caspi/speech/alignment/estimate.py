@@ -43,6 +43,8 @@ def estimate_population(
             "gross_mismatch": gross._asdict() if gross else None,
             "upper_with_unjudged_domains": upper,
             "raw_upper_with_unjudged_domains": upper,
+            "open_threshold_pct": limit,
+            "raw_open_threshold_pct": limit,
             "samples_needed_for_decision": needed,
         },
         "domain_statistics": rows,
@@ -83,6 +85,7 @@ def estimate_reviewed(
             "basis": "two_phase",
             "two_phase": bounds,
             "upper_with_unjudged_domains": min(100.0, interval.upper + _unknown_pct(unjudged, rows, population)),
+            "open_threshold_pct": limit,
             "labels_needed_for_decision": needed,
         },
         "review": {
