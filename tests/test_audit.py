@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from audit_corpora import write_audit_corpus
+from audit_corpora import write_audit_corpus, write_gold
 
 from caspi import audit
 from caspi.config import Audit, AuditPage, Calibration, Recipe
@@ -82,7 +82,7 @@ def texts_of(count: int, num_words: int = 3) -> list[str]:
 @pytest.fixture(scope="session")
 def audited(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, int]:
     output = tmp_path_factory.mktemp("report")
-    code = audit.run(recipe_for(corpus, output))
+    code = audit.run(recipe_for(corpus, output, gold=write_gold(corpus, 10)))
     return read_report(output), output, code
 
 
@@ -135,11 +135,26 @@ def test_spans_of_good_pairs_are_near_the_truth(audited: tuple[dict[str, Any], P
     assert np.median(errors) < 0.05
 
 
+def test_the_times_that_are_known_are_held_against_the_aligners(audited: tuple[dict[str, Any], Path, int]) -> None:
+    calibration = audited[0]["calibration"]
+    gold = calibration["gold"]
+    assert (gold["num_clips"], gold["num_failed"]) == (10, 0)
+    assert gold["median_boundary_error_seconds"] < 0.05
+    assert gold["within"]["0.16 s"] > 0.8
+    assert gold["flagged_fraction"] <= 0.2
+    assert gold["auc"] > 0.95
+    segments = calibration["segment_times"]
+    assert segments["num_utterances"] == 72
+    assert segments["num_boundaries"] == 2 * 72
+    assert segments["median_error_seconds"] < 0.06
+    assert segments["shuffled_median_error_seconds"] > 3 * segments["median_error_seconds"]
+
+
 def test_a_second_run_and_another_number_of_processes_give_the_same_bytes(
     audited: tuple[dict[str, Any], Path, int], corpus: Path, tmp_path: Path
 ) -> None:
     report, output, code = audited
-    assert audit.run(recipe_for(corpus, tmp_path, num_processes=2)) == code
+    assert audit.run(recipe_for(corpus, tmp_path, num_processes=2, gold=corpus.parent / "gold.jsonl")) == code
     again = read_report(tmp_path)
     for key in ("created_utc", "wall_seconds"):
         del again["provenance"][key]

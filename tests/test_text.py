@@ -107,9 +107,9 @@ def test_num_letters_counts_a_digit_as_a_word(word: str, expected: int) -> None:
 
 def test_timestamp_segments_keep_the_times_that_normalizing_removes() -> None:
     text = "לפני <|0.00|> שָׁלוֹם <|1.20|><|1.50|>עולם<|2.00|> אחרי"
-    assert timestamp_segments(text) == [Segment("שלום", 0.0, 1.2), Segment("עולם", 1.5, 2.0)]
+    assert timestamp_segments(text) == [Segment("שלום", 0.0, 1.2, 1), Segment("עולם", 1.5, 2.0, 2)]
 
 
 def test_timestamps_that_run_backwards_are_no_segment() -> None:
-    assert timestamp_segments("<|3.00|>א<|1.00|>ב<|2.00|>") == [Segment("ב", 1.0, 2.0)]
+    assert timestamp_segments("<|3.00|>א<|1.00|>ב<|2.00|>") == [Segment("ב", 1.0, 2.0, 1)]
     assert timestamp_segments("בלי זמנים") == []

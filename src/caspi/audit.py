@@ -55,6 +55,7 @@ from caspi.speech.alignment.clip_details import as_json, choose_clips, details_o
 from caspi.speech.alignment.controls import Transcript, plan_pairs
 from caspi.speech.alignment.estimate import cross_check, estimate_population, estimate_reviewed, rounded
 from caspi.speech.alignment.figures import figures_of
+from caspi.speech.alignment.gold import GoldClip, gold_figures, plan_gold, read_gold
 from caspi.speech.alignment.looks import at_level_of_look, look_sizes, without_controls
 from caspi.speech.alignment.quality import Outcome
 from caspi.speech.alignment.review import (
@@ -98,8 +99,11 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     settings = recipe.audit
     utterances = read_manifest(settings.manifest)
+    gold = read_gold(settings.gold) if settings.gold else []
     with exit_on_sigterm(), start_workers(recipe) as workers:
         study, report = examine(utterances, workers, recipe)
+        if gold:
+            report["calibration"]["gold"] = rounded(compare_with_gold(gold, study, workers, recipe))
     report["provenance"] |= {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - started, 1),
@@ -250,6 +254,13 @@ def remembering(groups: Iterable[list[Outcome]], keys: Mapping[str, str], cache:
         values = {o.id: outcome_json(o) for o in outcomes}
         cache.add_all({keys[o.id]: values[o.id] for o in outcomes if o.id in keys and not o.is_crash})
         yield from (outcome_of(id_, value) for id_, value in values.items())
+
+
+def compare_with_gold(clips: Sequence[GoldClip], study: Study, workers: Workers, recipe: Recipe) -> dict[str, Any]:
+    planned = plan_gold(clips, recipe.audit)
+    tasks = [Task(clip.id, clip.audio_filepath, clip.offset, clip.seconds, planned[clip.id]) for clip in clips]
+    outcomes = align(tasks, workers, recipe)
+    return gold_figures(clips, outcomes, study.score_model, study.thresholds, recipe.audit)
 
 
 def build_report(

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 from caspi.config import Prepare, Recipe
 from caspi.ops.progress import track
 from caspi.ops.provenance import commit, versions
-from caspi.records import ExitCode, Rejected, Utterance, write_json, write_jsonl
+from caspi.records import ExitCode, Rejected, SegmentTimes, Utterance, write_json, write_jsonl
 from caspi.speech.corpora.audio import AudioError, sniff
 from caspi.speech.corpora.clips import ClipFacts, FileJob, Finding, Stretch, inspect_files
 from caspi.speech.corpora.corpus import RawItem, Source, open_sources
-from caspi.speech.text import alignment_words, normalize_transcript
+from caspi.speech.text import alignment_words, normalize_transcript, timestamp_segments
 
 HASH_CHARACTERS = 32
 MAX_NAMED = 5
@@ -210,7 +210,22 @@ def judge(candidate: Candidate, finding: Finding, section: Prepare) -> Utterance
         split=item.split,
         source_sha256=finding.sha256,
         quality_score=item.quality_score,
+        segments=segment_times(item.text),
         needs_resegmentation=finding.duration_seconds > section.max_duration_seconds,
+    )
+
+
+def segment_times(text: str) -> tuple[SegmentTimes, ...]:
+    """Times of the transcript's stretches, where it carries Whisper's timestamp tokens."""
+    return tuple(
+        SegmentTimes(
+            first_word=segment.first_word,
+            num_words=num_words,
+            start=segment.start_seconds,
+            end=segment.end_seconds,
+        )
+        for segment in timestamp_segments(text)
+        if (num_words := len(alignment_words(segment.text)))
     )
 
 

@@ -195,6 +195,9 @@ class Audit(Section):
     Voices leave this machine with the file."""
     labels: Path | None = None
     """Labels that audit.html exported: decide again from the report in `output`, without aligning."""
+    gold: Path | None = None
+    """Clips with verified word times, JSON lines of `id`, `audio_filepath` and `words` (each `word`, `start`, `end`),
+    for example from ivrit-ai/eval-forced-alignment: boundary errors and false alarms in real Hebrew."""
     gold_labels: Path | None = None
     """Labels of audited clips known from elsewhere, in the same format: a cross-check by Rogan and Gladen's formula."""
     engine: Literal["local", "ray"] = "local"

@@ -43,6 +43,17 @@ __all__ = [
 ]
 
 
+class SegmentTimes(Record):
+    """A stretch of a transcript whose times the corpus gives, as Whisper's timestamp tokens do."""
+
+    first_word: int = Field(ge=0)
+    """Place in `speech.text.alignment_words` of the transcript."""
+    num_words: int = Field(ge=1)
+    start: float = Field(ge=0)
+    """Seconds from the start of the utterance."""
+    end: float
+
+
 class Utterance(Record):
     """One line of a manifest: a stretch of audio and its transcript."""
 
@@ -67,6 +78,7 @@ class Utterance(Record):
     """Hash of the bytes of the audio file."""
     quality_score: float | None = None
     """The corpus' own score, on its own scale."""
+    segments: tuple[SegmentTimes, ...] = ()
     needs_resegmentation: bool = False
     """Too long for training; kept for the audit and for `clean`."""
 

@@ -36,6 +36,8 @@ class Segment(NamedTuple):
     text: str
     start_seconds: float
     end_seconds: float
+    first_word: int
+    """Place of its first alignment word in the whole transcript."""
 
 
 def normalize_transcript(text: str) -> str:
@@ -76,10 +78,12 @@ def timestamp_segments(text: str) -> list[Segment]:
     pieces = TIMESTAMP.split(text)
     times = [float(piece) for piece in pieces[1::2]]
     segments = []
+    num_words = len(alignment_words(normalize_transcript(pieces[0])))
     for start, end, piece in zip(times, times[1:], pieces[2::2], strict=False):
         words = normalize_transcript(piece)
         if words and start <= end:
-            segments.append(Segment(words, start, end))
+            segments.append(Segment(words, start, end, num_words))
+        num_words += len(alignment_words(words))
     return segments
 
 

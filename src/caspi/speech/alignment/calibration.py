@@ -27,6 +27,8 @@ from caspi.speech.alignment.quality import (
 from caspi.speech.seeds import hash_key
 
 NUM_FOLDS = 2
+ANY_DOMAIN = "*"
+"""Stands for domains of which no utterance taught anything: what all domains together taught."""
 MIN_FOLD_FRACTION = 0.25
 """Smallest share of the utterances that a fold may have."""
 
@@ -54,6 +56,10 @@ class Thresholds(NamedTuple):
     """Platt's curve of the utterance score by fold and domain."""
     length: dict[str, tuple[float, float] | None]
     """Median and deviation of ln(letters per second of speech) by domain."""
+
+    def for_domain(self, domain: str) -> str:
+        """Key of the thresholds of a domain."""
+        return domain if domain in self.length else ANY_DOMAIN
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -101,7 +107,7 @@ def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
     paired = [item for item in measured if item.is_paired]
     if not paired:
         raise ValueError("no utterance could be aligned with both its transcript and a decoy: nothing to calibrate on")
-    domains = sorted({item.domain for item in measured})
+    domains = sorted({item.domain for item in measured} | {ANY_DOMAIN})
     fitted = Thresholds(0.0, {}, _fit_confidence(paired, domains, settings), _fit_length(paired, domains, settings))
     candidates = sorted(settings.calibration.word_false_acceptance, reverse=True)
     for alpha in candidates:
@@ -114,11 +120,11 @@ def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
 
 def judge(item: Measured, control: str, thresholds: Thresholds, settings: Audit) -> Judgement:
     """Judge one pair by the thresholds of the other fold; an original is also compared with its decoy."""
-    pair = item.pairs[control]
+    pair, domain = item.pairs[control], thresholds.for_domain(item.domain)
     limits = settings.quality
-    measures = measure(pair, thresholds.word_scores[item.fold, item.domain], limits)
-    confidence = matched_probability(pair.alignment.score, thresholds.confidence[item.fold, item.domain])
-    mismatch = length_mismatch(pair, thresholds.length[item.domain], limits)
+    measures = measure(pair, thresholds.word_scores[item.fold, domain], limits)
+    confidence = matched_probability(pair.alignment.score, thresholds.confidence[item.fold, domain])
+    mismatch = length_mismatch(pair, thresholds.length[domain], limits)
     margin = None
     if control == ORIGINAL and DECOY in item.pairs:
         margin = pair.alignment.score - item.pairs[DECOY].alignment.score

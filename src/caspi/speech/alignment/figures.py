@@ -4,6 +4,7 @@ from typing import Any
 
 from caspi.config import Audit
 from caspi.speech.alignment import findings as found
+from caspi.speech.alignment.references import quality_score_correlation
 from caspi.speech.alignment.study import Study
 
 
@@ -51,6 +52,8 @@ def _calibration(study: Study, settings: Audit) -> dict[str, Any]:
         "dose_response": validity.dose_response,
         "feature_auc": study.feature_auc,
         "score_model": study.score_model.as_json() if study.score_model else None,
+        "segment_times": study.segment_times,
+        "dataset_quality_score": quality_score_correlation(study.findings),
         "gold": None,
         "by_domain": validity.by_domain,
     }

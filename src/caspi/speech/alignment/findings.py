@@ -46,6 +46,8 @@ class Finding(Record):
     letters_per_second: float | None = None
     longest_untranscribed_s: float | None = None
     length_mismatch: bool = False
+    dataset_quality_score: float | None = None
+    """The corpus' own score, on its own scale."""
     error: str | None = None
 
     @property

@@ -20,6 +20,7 @@ from caspi.speech.alignment.estimate import ROUND_DIGITS, rounded
 from caspi.speech.alignment.findings import Finding
 from caspi.speech.alignment.learned_score import ScoreModel, feature_auc, learn_scores, rescored
 from caspi.speech.alignment.quality import Outcome, Pair
+from caspi.speech.alignment.references import segment_time_errors
 from caspi.speech.alignment.sampling import Sample
 from caspi.speech.alignment.validity import Validity, assess
 from caspi.speech.text import alignment_words, num_letters
@@ -32,6 +33,8 @@ class Study(NamedTuple):
     score_model: ScoreModel | None
     """None: the backend's own scores were used."""
     feature_auc: dict[str, float]
+    segment_times: dict[str, Any] | None
+    """How far word times are from the corpus' own segment times; None: it has none."""
     thresholds: Thresholds | None
     validity: Validity
     findings: list[Finding]
@@ -75,7 +78,8 @@ def study_of(
         findings = [finding.model_copy(update={"alignment_confidence": None}) for finding in findings]
     pairs = {item.id: item.pairs[ORIGINAL] for item in measured}
     words = [word_line(u, pairs[u.id], judged[u.id]) for u in audited if u.id in judged]
-    return Study(sample, score_model, carried, thresholds, validity, findings, words)
+    segments = segment_time_errors(measured, {u.id: u.segments for u in aligned})
+    return Study(sample, score_model, carried, segments, thresholds, validity, findings, words)
 
 
 def transcript_of(utterance: Utterance) -> Transcript:
@@ -122,6 +126,7 @@ def finding_of(
         weight=round(sample.population[domain] / sample.drawn[domain], ROUND_DIGITS),
         speech_seconds=rounded(outcome.speech_seconds) if outcome else None,
         snr_db=rounded(outcome.snr_db) if outcome else None,
+        dataset_quality_score=rounded(utterance.quality_score),
         **(failed if values is None else rounded(values)),
     )
 
