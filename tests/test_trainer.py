@@ -215,6 +215,12 @@ def test_the_cosine_falls_to_zero_over_the_whole_run() -> None:
     assert rates.of_stage(SPANS[1], 5749)["lm_head"] == pytest.approx(1e-4 * (math.pi / 5250 / 2) ** 2, rel=1e-3)
 
 
+def test_audio_is_decoded_by_the_cores_beside_a_gpu_and_by_the_process_itself_on_a_cpu() -> None:
+    assert [ROUND_2.loader_workers(num_cores=cores, num_gpus=gpus) for cores, gpus in ((64, 0), (2, 0))] == [0, 0]
+    assert [ROUND_2.loader_workers(num_cores=cores, num_gpus=2) for cores in (2, 12, 64)] == [1, 5, 8]
+    assert Train(num_loader_workers=3).loader_workers(num_cores=64, num_gpus=2) == 3
+
+
 def test_no_warm_up_is_possible() -> None:
     train = Train(
         warmup_steps=0, rewarmup_steps=0, stages=(Stage(name="X", num_epochs=1, learning_rates={"projector": 1e-3}),)

@@ -98,6 +98,10 @@ class Augmentation(Section):
     """Only the last words of it."""
 
 
+MAX_LOADER_WORKERS = 8
+"""Of one training process, unless the recipe says otherwise."""
+
+
 class Train(Section):
     """Gradual unfreezing of Qwen3-ASR, stage by stage."""
 
@@ -169,8 +173,9 @@ class Train(Section):
     """Share of each `source` of the manifest in an epoch, in any unit, for all of them; empty: every utterance once.
     An epoch keeps its length: of a source with a small share some wait for the next epoch, of others some repeat."""
     augmentation: Augmentation = Augmentation()
-    num_loader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode audio ahead; 0: in the training process."""
+    num_loader_workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode audio ahead, for each training process; 0: in the training process itself. Without: 0 on a
+    CPU; beside a GPU as many as it has cores, at most 8."""
     feature_cache_mib: Annotated[float, Field(ge=0)] = 1024.0
     """Memory for audio features of small corpora, which are then decoded once; only without loader workers."""
     max_undecodable_fraction: Fraction = 0.01
@@ -211,6 +216,12 @@ class Train(Section):
     def effective_batch_size(self, num_processes: int) -> int:
         """Utterances per optimizer step."""
         return self.batch_size * self.gradient_accumulation_steps * num_processes
+
+    def loader_workers(self, num_cores: int, num_gpus: int) -> int:
+        """Processes that decode audio for one training process, of which a machine has one per GPU."""
+        if self.num_loader_workers is not None:
+            return self.num_loader_workers
+        return max(1, min(MAX_LOADER_WORKERS, num_cores // num_gpus - 1)) if num_gpus else 0
 
     def num_epochs(self) -> int:
         return sum(stage.num_epochs for stage in self.stages)

@@ -1,10 +1,12 @@
 """What all stages of one training run share."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor, TrainerCallback
 
 from caspi.config import Train
@@ -91,7 +93,11 @@ class Run:
         if self.adapters:
             self.adapters.load(folder)
 
+    @property
+    def num_loader_workers(self) -> int:
+        return self.config.loader_workers(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+
     def dataset(self) -> Utterances:
-        cache_mib = self.config.feature_cache_mib if self.config.num_loader_workers == 0 else 0.0
+        cache_mib = self.config.feature_cache_mib if self.num_loader_workers == 0 else 0.0
         augmenter = Augmenter(self.config.augmentation, self.config.seed)
         return Utterances(self.utterances, self.encoder, cache_mib, self.quarantine.items, augmenter)

@@ -90,7 +90,7 @@ class StageTrainer(Trainer):
             cast(Any, self.run.dataset()),
             batch_sampler=self.sampler,
             collate_fn=self.run.parts.collator(),
-            num_workers=config.num_loader_workers,
+            num_workers=self.run.num_loader_workers,
             worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a seed for its workers even without any; the global generator must not notice.
