@@ -81,7 +81,6 @@ def run(recipe: Recipe) -> int:
     if config.hub_model_id:
         hub.check_repo_id(config.hub_model_id)
     if launcher.is_launched():
-        check_processes(config)
         return run_process(recipe, pass_gate(recipe) if is_main_process() else {})
     opened = pass_gate(recipe)
     wanted = config.num_processes or max(1, torch.cuda.device_count())
@@ -100,6 +99,7 @@ def train_process(job_file: str) -> int:
 
 def run_process(recipe: Recipe, opened: dict[str, Any]) -> int:
     """Train in this process, together with the others of the launcher if there are any."""
+    check_processes(recipe.train)
     join_processes()
     transformers_logging.set_verbosity_error()
     folder = recipe.train.output_dir
@@ -161,8 +161,12 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
 def check_processes(config: Train) -> None:
     """
     Raises:
-        ValueError: another number of processes is running than the recipe asks for.
+        ValueError: another number of processes is running than the recipe asks for, or sharding cannot do it.
     """
+    if config.data_parallel == "fsdp2" and config.lora_rank:
+        raise ValueError("train.data_parallel fsdp2 does not shard adapters: leave out lora_rank, or train with ddp")
+    if config.data_parallel == "fsdp2" and num_processes() == 1:
+        raise ValueError("train.data_parallel fsdp2 shares a model among processes, but there is one: leave it out")
     if config.num_processes not in (0, num_processes()):
         raise ValueError(
             f"train.num_processes is {config.num_processes}, but torchrun started {num_processes()}: leave it out, or "
@@ -274,15 +278,22 @@ def train_stages(this: Run, checkpoint: Checkpoint | None, record: TrainingRecor
     while span := span_left(this, checkpoint):
         announce_stage(this, span, checkpoint.marker.step if checkpoint else 0)
         record.update(stage=span.stage.name, state="training")
-        trainer = StageTrainer(this, span)
-        print_optimizer(this, span)
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        exit_code, step = train_stage(this, span, checkpoint)
         checkpoint = all_gather_objects(newest_checkpoint(this.config.output_dir)[0] if is_main_process() else None)[0]
-        if trainer.exit_code:
-            record.update(state="interrupted", exit_code=trainer.exit_code)
-            log.info("✓ Stopped after step %d; the same command goes on", trainer.state.global_step)
-            return trainer.exit_code
+        if exit_code:
+            record.update(state="interrupted", exit_code=exit_code)
+            log.info("✓ Stopped after step %d; the same command goes on", step)
+            return exit_code
     return ExitCode.DONE
+
+
+def train_stage(this: Run, span: StageSpan, checkpoint: Checkpoint | None) -> tuple[int, int]:
+    """The exit code of what stopped the stage before its end, else 0; and the steps done."""
+    this.renew_model()
+    trainer = StageTrainer(this, span)
+    print_optimizer(this, span)
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    return trainer.exit_code, trainer.state.global_step
 
 
 def span_left(this: Run, checkpoint: Checkpoint | None) -> StageSpan | None:
@@ -304,6 +315,7 @@ def save_final_model(this: Run, record: TrainingRecord) -> None:
     step = choose_step(state, this.config.final_model)
     log.info("\nSaving final model...")
     read_marker(folder / f"checkpoint-{step}")
+    this.renew_model()
     final = write_final_model(this, folder / f"checkpoint-{step}", state, step)
     record.update(state="done", exit_code=0, final_step=step, final_wer=final.wer, final_cer=final.cer)
     log.info("✓ Model saved to: %s (%s checkpoint, step %d)", folder, this.config.final_model, step)

@@ -143,6 +143,9 @@ class Train(Section):
     holds, as `caspi plan` says; 16,384 on a CPU."""
     num_processes: int = 0
     """Training processes on this machine; 0: one per visible GPU, or one on a machine without."""
+    data_parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """With several processes: a copy of the model in each (ddp), or a part of it in each (fsdp2), for cards that a copy
+    does not fit. Checkpoints are the same."""
     min_audio_length_seconds: Positive = 0.5
     max_audio_length_seconds: Positive = 15.0
     """Longer utterances are left out, counted and named; they are never cut."""

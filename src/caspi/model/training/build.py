@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
 from transformers import Qwen3ASRForConditionalGeneration
 
 from caspi.config import Recipe, Stage, Train
-from caspi.model.checkpoints.checkpoint import load_asr
 from caspi.model.footprint import estimated_tokens
 from caspi.model.packed.attention import choose_backend
 from caspi.model.packed.batch import Packer
@@ -23,7 +21,7 @@ from caspi.model.training.memory import plan_memory
 from caspi.model.training.parts import PackedParts, PaddedParts, Parts
 from caspi.model.training.processes import is_main_process
 from caspi.model.training.quarantine import Quarantine, check_audio
-from caspi.model.training.run import CheckpointStore, Run, StopSignal
+from caspi.model.training.run import CheckpointStore, Run, StopSignal, load_base
 from caspi.model.training.sampler import Plan, make_pools
 from caspi.model.training.stages import LearningRates, stage_spans
 from caspi.records import Utterance, read_manifest
@@ -98,7 +96,7 @@ def build_run(
     """
     config = recipe.train
     log.info("Loading model...")
-    model, processor = load_asr(config.base_model, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    model, processor = load_base(config)
     log.info("✓ Model loaded: %s\n", config.base_model)
     encoder = Encoder(processor, recipe.language.name)
     sources = [item.source or NO_SOURCE for item in split.training]

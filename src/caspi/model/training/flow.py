@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from caspi.model.training.processes import max_over_processes
+from caspi.model.training.sharding import whole
 from caspi.model.training.stages import StageSpan
 from caspi.model.training.weights import Checksums
 
@@ -44,7 +45,8 @@ class StageFlow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look at weights and memory; then evaluate where a run that was stopped at an evaluation step did not."""
-        self.trainer.checksums = Checksums(self.trainer.run.model)
+        with whole(self.trainer.run.model):
+            self.trainer.checksums = Checksums(self.trainer.run.model)
         if args.device.type == "cuda":
             self.trainer.gradients.fit_memory()
         self.trainer.meter.restart()

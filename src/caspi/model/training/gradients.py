@@ -11,6 +11,7 @@ from caspi.model.training.memory import OutOfMemory, free_memory, leaves_room
 from caspi.model.training.optimizer import named_parameters
 from caspi.model.training.parts import model_inputs
 from caspi.model.training.processes import max_over_processes, num_processes
+from caspi.model.training.sharding import is_sharded
 from caspi.records import RunFailed
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Gradients:
                 total += loss.detach()
                 if not isinstance(model, DistributedDataParallel):
                     self.trainer.accelerator.backward(loss)
-        except OutOfMemory:
+        except OutOfMemory as error:
+            self.check_can_agree(model, error)
             ran_out = True
         if max_over_processes(int(ran_out), self.device):
             self.take_half(model, parts, "GPU memory ran out")
@@ -71,9 +73,15 @@ class Gradients:
             self.trainer.accelerator.backward(loss)
         except OutOfMemory as error:
             raise RunFailed(
-                "GPU memory ran out while the processes were sharing gradients, which cannot be tried again. Start "
-                f"again with {self.run.parts.advice()}: the result stays the same"
+                f"GPU memory ran out while the processes were sharing gradients; {self.only_by_restart()}"
             ) from error
+
+    def evened_out(self, step: StepBatch) -> StepBatch:
+        """With silence added, so that all processes compute equally many parts: they gather each layer together."""
+        num_parts = len(self.run.parts.of_step(step))
+        num_missing = max_over_processes(num_parts, self.device) - num_parts
+        silence = self.run.parts.make([self.run.encoder.silence()])
+        return step._replace(parts=[*step.parts, *silence * num_missing])
 
     def loss_of(self, model: nn.Module, part: Part, num_items: Any) -> torch.Tensor:
         # Around the model's own autocast, which a pre-hook is not under.
@@ -81,6 +89,17 @@ class Gradients:
             inputs = model_inputs(part, self.device)
             loss: Any = self.trainer.compute_loss(model, inputs, num_items_in_batch=num_items)
         return cast(torch.Tensor, loss)
+
+    def check_can_agree(self, model: nn.Module, error: BaseException) -> None:
+        """
+        Raises:
+            RunFailed: the model is sharded: the others wait in the middle of a layer and cannot be asked.
+        """
+        if is_sharded(model):
+            raise RunFailed(f"GPU memory ran out in a sharded model; {self.only_by_restart()}") from error
+
+    def only_by_restart(self) -> str:
+        return f"this cannot be tried again. Start again with {self.run.parts.advice()}: the result stays the same"
 
     def take_half(self, model: nn.Module, parts: list[Part], reason: str) -> None:
         model.zero_grad(set_to_none=True)
@@ -116,7 +135,8 @@ class Gradients:
                 with self.trainer.accelerator.no_sync(model):
                     loss = self.loss_of(model, part, torch.tensor(1, device=self.device))
                     self.trainer.accelerator.backward(loss)
-            except OutOfMemory:
+            except OutOfMemory as error:
+                self.check_can_agree(model, error)
                 fits = False
         fits = fits and leaves_room(self.device, num_new)
         model.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from caspi.model.training.layers import GROUPS, LORA
+from caspi.model.training.sharding import gathered, like
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -52,13 +53,19 @@ def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter
     }
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write Adam's moments and step counters as `PARAMETER|exp_avg` and so on."""
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path, writes: bool = True) -> None:
+    """Write Adam's moments and step counters as `PARAMETER|exp_avg` and so on.
+
+    Where the parameters are sharded, all processes call this together and one of them `writes`.
+    """
     tensors = {}
     for name, parameter in named_parameters(optimizer).items():
         for key in STATE_KEYS:
-            tensors[f"{name}{SEPARATOR}{key}"] = optimizer.state[parameter][key].detach().cpu().contiguous()
-    save_file(tensors, folder / OPTIMIZER_FILE)
+            tensor = gathered(optimizer.state[parameter][key])
+            if writes:
+                tensors[f"{name}{SEPARATOR}{key}"] = tensor.detach().cpu().contiguous()
+    if writes:
+        save_file(tensors, folder / OPTIMIZER_FILE)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, may_be_new: Callable[[str], bool]) -> list[str]:
@@ -83,7 +90,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, may_be_new: C
             continue
         check_state(path, name, parameter, found)
         # Adam keeps its step counter on the parameter's device when fused.
-        optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in found.items()}
+        optimizer.state[parameter] = {key: like(tensor, parameter) for key, tensor in found.items()}
     return fresh
 
 

@@ -10,15 +10,17 @@ import torch
 from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor, TrainerCallback
 
 from caspi.config import Train
-from caspi.model.checkpoints.checkpoint import save_asr
+from caspi.model.checkpoints.checkpoint import load_asr, save_asr
+from caspi.model.packed.forward import take_packed_inputs
 from caspi.model.training.adapters import Adapters
 from caspi.model.training.augmentation import Augmenter
 from caspi.model.training.batch import Encoder, Utterances
 from caspi.model.training.dev_set import DevSet
 from caspi.model.training.forecast import Forecast
-from caspi.model.training.parts import Parts
+from caspi.model.training.parts import PackedParts, Parts
 from caspi.model.training.quarantine import Quarantine
 from caspi.model.training.sampler import Plan
+from caspi.model.training.sharding import is_sharded
 from caspi.model.training.stages import LearningRates, StageSpan
 from caspi.model.training.weights import load_weights
 from caspi.records import Utterance
@@ -45,6 +47,14 @@ class CheckpointStore(Protocol):
 class StopSignal(Protocol):
     exit_code: int
     """0 until a signal has asked the run to stop."""
+
+
+def load_base(config: Train) -> tuple[Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor]:
+    """
+    Raises:
+        ValueError: the base model does not load exactly.
+    """
+    return load_asr(config.base_model, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
 
 
 @dataclass
@@ -75,12 +85,22 @@ class Run:
         """While the block runs, the model has no adapters beside its weights: they are merged."""
         return self.adapters.merged() if self.adapters else nullcontext()
 
-    def save_model(self, folder: Path) -> None:
-        """A checkpoint that every reader takes; with adapters, what they need to train on as well."""
+    def save_model(self, folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> None:
+        """A checkpoint that every reader takes; with adapters, what they need to train on as well.
+
+        `tensors` is what `full_tensors` gave.
+        """
         with self.plain_model():
-            save_asr(self.model, self.processor, folder)
+            save_asr(self.model, self.processor, folder, tensors)
         if self.adapters:
             self.adapters.save(folder)
+
+    def renew_model(self) -> None:
+        """Where the model is sharded, begin again with the base model in one piece; a checkpoint is to be loaded."""
+        if is_sharded(self.model):
+            self.model = load_base(self.config)[0]
+            if isinstance(self.parts, PackedParts):
+                take_packed_inputs(self.model)
 
     def load_model(self, folder: Path) -> None:
         """What `save_model` wrote. Weights under adapters stay the base model's.

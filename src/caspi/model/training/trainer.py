@@ -39,6 +39,7 @@ from caspi.model.training.processes import (
 )
 from caspi.model.training.run import Run
 from caspi.model.training.sampler import StepSampler
+from caspi.model.training.sharding import full_tensors, gathered, is_sharded, shard, whole
 from caspi.model.training.stages import StageSpan
 from caspi.model.training.weights import Checksums
 from caspi.records import RunFailed
@@ -100,6 +101,10 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         config = self.run.config
         check_closed(self.run.model, self.run.assigned, self.span.stage.learning_rates.keys())
+        if config.data_parallel == "fsdp2":
+            shard(self.run.model)
+            # The Trainer's name for a model that shares its gradients by itself: it is not wrapped again.
+            self.is_distributed_loading_by_transformers = True
         self.optimizer = build_optimizer(
             self.run.model, self.run.assigned, weight_decay=config.weight_decay, beta2=config.adam_beta2
         )
@@ -138,6 +143,7 @@ class StageTrainer(Trainer):
         """Gradients of one optimizer step, given as StepBatch; returns its loss per target token."""
         if not model.training:
             model.train()
+        inputs = self.gradients.evened_out(inputs) if is_sharded(self.run.model) else inputs
         self.used_rates = self.run.rates.of_stage(self.span, self.state.global_step)
         set_learning_rates(self.own_optimizer, self.used_rates)
         total = self.gradients.of_step(model, inputs, num_items_in_batch)
@@ -158,7 +164,7 @@ class StageTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clip, and stop before the optimizer sees a gradient that is not finite."""
-        norm = super()._clip_grad_norm(model)
+        norm = gathered(super()._clip_grad_norm(model))
         self.meter.max_grad_norm = max(self.meter.max_grad_norm, float(norm))
         if not math.isfinite(norm):
             raise RunFailed(
@@ -196,7 +202,7 @@ class StageTrainer(Trainer):
         return fullest | (each if len(peaks) > 1 else {})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        with self.meter.paused():
+        with self.meter.paused(), whole(self.run.model):
             metrics = self.run.dev_set.evaluate(self.run.model)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -239,20 +245,21 @@ class StageTrainer(Trainer):
     def check_weights(self) -> None:
         """What no checkpoint may hold: processes that went apart, or frozen weights that moved."""
         assert self.checksums is not None, "on_train_begin takes them"
-        now = Checksums(self.run.model)
+        with whole(self.run.model):
+            now = Checksums(self.run.model)
         now.check_equal_on_all_processes()
         now.check_frozen_unchanged(self.checksums)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Without `training_args.bin`, a pickle that also holds tokens."""
         assert output_dir is not None
+        tensors = full_tensors(self.run.model)
         if self.args.should_save:
-            self.run.save_model(Path(output_dir))
+            self.run.save_model(Path(output_dir), tensors)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Learning rates need no file: they follow from the step number."""
-        if self.args.should_save:
-            save_optimizer(self.own_optimizer, Path(output_dir))
+        save_optimizer(self.own_optimizer, Path(output_dir), writes=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.run.load_model(Path(resume_from_checkpoint))

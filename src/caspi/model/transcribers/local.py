@@ -62,7 +62,8 @@ def generate(
     inputs = processor(text=prompts, audio=clips, sampling_rate=SAMPLE_RATE_HZ, padding_side="left")
     inputs = inputs.to(model.device, dtype=model.dtype)
     # transformers types `self` as a protocol that mypy cannot match with the class itself
-    sequences = model.generate(**inputs)  # type: ignore[misc]
+    # Batches are dealt out unevenly, so a process must not wait for the others after each token.
+    sequences = model.generate(**inputs, synced_gpus=False)  # type: ignore[misc]
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     end_ids = model.generation_config.eos_token_id
     return [read_tokens(processor, row, end_ids, language is not None) for row in new_tokens]

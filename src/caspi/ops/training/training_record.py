@@ -19,7 +19,8 @@ from caspi.records import Utterance, dump_json, sha256_of_file, write_json
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
         *("manifest", "output_dir", "gate_report", "signoff_file", "accept_risk", "yes", "overwrite_recipe"),
-        *("num_processes", "batch_size", "gradient_accumulation_steps", "num_loader_workers", "feature_cache_mib"),
+        *("num_processes", "data_parallel", "batch_size", "gradient_accumulation_steps"),
+        *("num_loader_workers", "feature_cache_mib"),
         *("logging_steps", "save_total_limit", "eval_batch_size", "early_stop_evaluations", "final_model"),
         *("push_to_hub", "hub_model_id", "max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
         *("price", "max_budget_usd", "step", "token_budget", "compile", "liger", "num_checkpointed_llm_layers"),
