@@ -23,6 +23,7 @@ from caspi.model.training.forecast import Forecast
 from caspi.model.training.milestones import RULE, Milestones, announce_stage, print_configuration, print_optimizer
 from caspi.model.training.processes import (
     all_gather_objects,
+    check_processes,
     is_main_process,
     join_processes,
     num_processes,
@@ -156,22 +157,6 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
         if mirror:
             mirror.finish(stop)
     return exit_code
-
-
-def check_processes(config: Train) -> None:
-    """
-    Raises:
-        ValueError: another number of processes is running than the recipe asks for, or sharding cannot do it.
-    """
-    if config.data_parallel == "fsdp2" and config.lora_rank:
-        raise ValueError("train.data_parallel fsdp2 does not shard adapters: leave out lora_rank, or train with ddp")
-    if config.data_parallel == "fsdp2" and num_processes() == 1:
-        raise ValueError("train.data_parallel fsdp2 shares a model among processes, but there is one: leave it out")
-    if config.num_processes not in (0, num_processes()):
-        raise ValueError(
-            f"train.num_processes is {config.num_processes}, but torchrun started {num_processes()}: leave it out, or "
-            "start caspi train without torchrun"
-        )
 
 
 def pass_gate(recipe: Recipe) -> dict[str, Any]:

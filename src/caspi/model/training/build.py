@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import torch
 from transformers import Qwen3ASRForConditionalGeneration
 
 from caspi.config import Recipe, Stage, Train

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from caspi.config import Train
+
 Thing = TypeVar("Thing")
 
 
@@ -22,6 +24,22 @@ def num_processes() -> int:
 
 def is_main_process() -> bool:
     return process_rank() == 0
+
+
+def check_processes(config: Train) -> None:
+    """
+    Raises:
+        ValueError: another number of processes is running than the recipe asks for, or sharding cannot do it.
+    """
+    if config.data_parallel == "fsdp2" and config.lora_rank:
+        raise ValueError("train.data_parallel fsdp2 does not shard adapters: leave out lora_rank, or train with ddp")
+    if config.data_parallel == "fsdp2" and num_processes() == 1:
+        raise ValueError("train.data_parallel fsdp2 shares a model among processes, but there is one: leave it out")
+    if config.num_processes not in (0, num_processes()):
+        raise ValueError(
+            f"train.num_processes is {config.num_processes}, but torchrun started {num_processes()}: leave it out, or "
+            "start caspi train without torchrun"
+        )
 
 
 def join_processes() -> None:

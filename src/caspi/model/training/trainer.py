@@ -37,6 +37,7 @@ from caspi.model.training.processes import (
     process_rank,
     sum_over_processes,
 )
+from caspi.model.training.random_state import file_name, load_random_state, save_random_state
 from caspi.model.training.run import Run
 from caspi.model.training.sampler import StepSampler
 from caspi.model.training.sharding import full_tensors, gathered, is_sharded, shard, whole
@@ -260,6 +261,14 @@ class StageTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Learning rates need no file: they follow from the step number."""
         save_optimizer(self.own_optimizer, Path(output_dir), writes=self.args.should_save)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_random_state(Path(output_dir) / file_name(process_rank()))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A process that the run did not have before goes on with its own."""
+        if checkpoint is not None and (path := Path(checkpoint) / file_name(process_rank())).exists():
+            load_random_state(path)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.run.load_model(Path(resume_from_checkpoint))

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +112,8 @@ def read_marker(folder: Path) -> Marker:
         raise ValueError(f"{MARKER} is damaged: {error}") from None
     for name, entry in marker.files.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{MARKER} is damaged: {name} is not in the checkpoint")
         if not path.is_file():
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != entry.num_bytes:
@@ -124,12 +126,19 @@ def read_marker(folder: Path) -> Marker:
     return marker
 
 
-def newest_checkpoint(run_folder: Path) -> tuple[Checkpoint | None, list[Torn]]:
-    """The newest valid checkpoint, and the newer ones that are not valid, which stay where they are."""
+def newest_checkpoint(
+    run_folder: Path, also: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[Torn]]:
+    """The newest valid checkpoint, and the newer ones that are not valid, which stay where they are.
+
+    `also` raises ValueError for what it finds wrong with a checkpoint whose files are as they were written.
+    """
     torn: list[Torn] = []
     for folder in reversed(checkpoint_folders(run_folder)):
         try:
-            return Checkpoint(folder, read_marker(folder)), torn
+            found = Checkpoint(folder, read_marker(folder))
+            also(found)
+            return found, torn
         except ValueError as error:
             torn.append(Torn(folder, str(error)))
     return None, torn
