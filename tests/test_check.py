@@ -17,7 +17,7 @@ from tiny_training import NUM_STEPS, build_inputs, train_in_child, weights
 from caspi import check
 from caspi.cli import main
 from caspi.config import Check, Recipe, Train, load_recipe
-from caspi.ops.readiness import downloads, machine
+from caspi.ops.readiness import downloads, machine, old_variables
 from caspi.ops.readiness.collectives import gpus_talk
 
 
@@ -164,16 +164,16 @@ def test_gpus_that_do_not_answer_fail_within_the_time() -> None:
 def test_the_guides_old_variables_have_their_effect_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_ENABLE_HF_TRANSFER", "1")
     monkeypatch.setenv("HF_DATASETS_DOWNLOAD_TIMEOUT", "300")
-    assert [finding.subject for finding in machine.old_variables()] == [
+    assert [finding.subject for finding in old_variables.old_variables()] == [
         "HF_HUB_ENABLE_HF_TRANSFER",
         "HF_DATASETS_DOWNLOAD_TIMEOUT",
     ]
     environment = {"HF_HUB_ENABLE_HF_TRANSFER": "1", "HF_DATASETS_DOWNLOAD_TIMEOUT": "300"}
-    machine.translate(environment)
+    old_variables.translate(environment)
     assert environment["HF_XET_HIGH_PERFORMANCE"] == "1"
     assert environment["HF_HUB_DOWNLOAD_TIMEOUT"] == "300"
     kept = {"HF_DATASETS_DOWNLOAD_TIMEOUT": "300", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
-    machine.translate(kept)
+    old_variables.translate(kept)
     assert kept["HF_HUB_DOWNLOAD_TIMEOUT"] == "60"
 
 

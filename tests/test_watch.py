@@ -21,6 +21,7 @@ from caspi.config import Watch
 from caspi.ops.provenance import host_id
 from caspi.ops.watching.gpus_now import NoGpus, parse_gpus, read_gpus
 from caspi.ops.watching.run_metrics import read_metrics
+from caspi.ops.watching.run_terminal import plain_lines
 from caspi.ops.watching.run_view import RunView, look
 from caspi.records import write_json
 
@@ -345,6 +346,33 @@ def test_a_broken_nvidia_smi_is_a_note(nvidia_smi: Callable[[str], None], script
 def test_cards_that_do_not_say_are_not_guessed() -> None:
     (gpu,) = parse_gpus("0, GeForce, [Not Supported], [N/A], [N/A], N/A, [Unknown Error]\n")
     assert gpu.load_pct is gpu.memory_used_gib is gpu.temperature_celsius is gpu.power_watts is None
+
+
+@pytest.mark.usefixtures("without_nvidia_smi")
+def test_the_share_of_the_peak_and_the_price_follow_from_the_cards_that_the_run_recorded(tmp_path: Path) -> None:
+    """10 samples/s of 1248 GFLOP are 12.48 TFLOP/s; two A100 can do 624."""
+    hardware = {"gpus": [{"name": "NVIDIA A100-SXM4-40GB", "memory_gib": 39.4}] * 2}
+    entries = [step_entry(10, 10.0, samples_per_second=10.0, gpu_memory_gib=30.0)]
+    facts = {"num_processes": 2, "hardware": hardware, "gflop_per_sample": {"B": 1248.0, "A": 1300.0}}
+    view = see(write_run(tmp_path / "run", entries, **facts), 20.0)
+    assert view.mfu_fraction == pytest.approx(0.02)
+    assert view.usd_per_hour == 3.98
+    assert "10.0 samples/s, 2.0% of the cards' peak rate (MFU)" in "\n".join(plain_lines(view))
+    unknown = see(write_run(tmp_path / "run", entries, hardware={"gpus": []}), 20.0)
+    assert unknown.mfu_fraction is None
+
+
+def test_watching_asks_a_run_that_has_spent_its_budget_to_save_and_end(
+    living_run: tuple[Path, subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, process = living_run
+    flags = ["watch", str(folder), "--once", "--price", "360000", "--max-budget"]
+    assert main([*flags, "1000000"]) == 1, "the first budget alerts are far behind"
+    assert process.poll() is None
+    assert "of the budget of $1000000.00 left" in capsys.readouterr().out
+    assert main([*flags, "0.01"]) == 1
+    assert f"process {process.pid} is asked to save and end" in capsys.readouterr().out
+    assert process.wait(timeout=20) == -signal.SIGTERM, "this one does not know how to save"
 
 
 @pytest.mark.usefixtures("without_nvidia_smi")

@@ -21,10 +21,9 @@ from caspi.ops.readiness.machine import (
     gpus,
     library_versions,
     memory,
-    old_variables,
     python_version,
-    translate,
 )
+from caspi.ops.readiness.old_variables import old_variables, translate
 from caspi.ops.readiness.online import TOKEN, ask_servers, is_hub_id
 from caspi.records import ExitCode, dump_json
 

@@ -12,10 +12,13 @@ from collections.abc import Callable
 
 from caspi.config import Env, Recipe
 from caspi.ops.readiness.accounts import is_logged_in
+from caspi.ops.readiness.old_variables import translate
 from caspi.records import ExitCode, write_atomically
 
 OWNER_ONLY = 0o600
 """The file is sourced: nobody else may write to it, and people do add tokens to such files."""
+KEPT = ("HF_HOME", "HF_XET_HIGH_PERFORMANCE", "HF_HUB_DOWNLOAD_TIMEOUT")
+"""Written again when they are set, under the names that the libraries read today."""
 YES = {"y": True, "yes": True, "n": False, "no": False}
 PLAIN_NAME = re.compile(r"[\w.\- ]{1,128}")
 
@@ -36,6 +39,9 @@ def ask(env: Env) -> dict[str, str]:
         "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", env.pytorch_cuda_alloc_conf),
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", env.cuda_visible_devices),
     }
+    environment = dict(os.environ)
+    translate(environment)
+    settings |= {name: environment[name] for name in KEPT if environment.get(name)}
     if not question("Use Weights & Biases? (y/n)", "y", yes_or_no):
         return settings | {"WANDB_DISABLED": "true", "WANDB_MODE": "disabled"}
     project = question("W&B project", os.environ.get("WANDB_PROJECT", env.wandb_project), plain_name)

@@ -204,6 +204,12 @@ def expected_samples_per_second(recipe: Recipe, device_name: str, num_gpus: int)
     return float(min(predict_stage(stage, setting)["samples_per_second"] for stage in recipe.train.stages))
 
 
+def gflop_per_sample(recipe: Recipe) -> dict[str, float]:
+    """Of a mean utterance, by stage; the same on every card."""
+    setting = setting_of(recipe, recipe.plan, rates_of(recipe.plan.model_copy(update={"measure": False})))
+    return {stage.name: predict_stage(stage, setting)["gflop_per_sample"] for stage in recipe.train.stages}
+
+
 def summary(setting: Setting, stages: list[dict[str, Any]], price: Price) -> dict[str, Any]:
     plan, memory = setting.plan, worst_memory(setting)
     training_hours = sum(stage["hours"] for stage in stages)

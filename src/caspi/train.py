@@ -59,7 +59,7 @@ from caspi.ops.training.training_record import (
     data_sha256,
     weights_recipe,
 )
-from caspi.plan import expected_samples_per_second
+from caspi.plan import expected_samples_per_second, gflop_per_sample
 from caspi.records import AnswerIsNo, ExitCode, RunFailed
 
 METRICS_FILE = "metrics.jsonl"
@@ -139,6 +139,7 @@ def train(recipe: Recipe, opened: dict[str, Any], stop: StopRequest) -> int:
     store = CheckpointKeeper(config, wanted, data_hash, num_processes(), mirror.in_use if mirror else frozenset)
     limits = checkpoint.marker.limits() if checkpoint else {}
     this = build_run(recipe, split, quarantine, store, stop, num_processes(), limits)
+    record.update(gflop_per_sample=gflop_per_sample(recipe))
     this.forecast = Forecast(spending.price.usd_per_hour, spending.seconds)
     if is_main_process():
         check_disk(this)

@@ -1,10 +1,13 @@
 """`caspi watch RUN_DIR`: how a training run is doing, while it runs and afterwards.
 
-The run's files are only read; `--page` adds one.
+The run's files are only read; `--page` adds one. `--max-budget` sends the run a signal when its budget is spent.
 
 Exit code: 0 healthy, 1 something deserves a look, 2 there is no run.
 """
 
+import contextlib
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +45,13 @@ def run(recipe: Recipe) -> int:
     return follow_in_lines(settings, time.sleep)
 
 
+def keep_budget(view: RunView) -> None:
+    """Ask a run that has spent its budget to save and end; asking again changes nothing."""
+    if view.process and any(alert.kind == "BUDGET_REACHED" for alert in view.alerts):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(view.process, signal.SIGTERM)
+
+
 def exit_code(view: RunView) -> int:
     return ExitCode.NO if view.alerts else ExitCode.DONE
 
@@ -74,9 +84,11 @@ def follow_in_lines(settings: Watch, wait: Callable[[float], None]) -> int:
     """Everything once; then, unless once was asked for, a line whenever the run has gone on, until it ends."""
     view = look(settings.run_dir, settings, time.time())
     print("\n".join(plain_lines(view)), flush=True)
+    keep_budget(view)
     while view.state in ALIVE and not settings.once:
         wait(settings.refresh_seconds)
         before, view = view, look(settings.run_dir, settings, time.time())
+        keep_budget(view)
         if (view.step, view.state) != (before.step, before.state) or len(view.alerts) > len(before.alerts):
             print(one_line(view), flush=True)
             for alert in view.alerts[len(before.alerts) :]:
@@ -92,6 +104,7 @@ def follow_on_terminal(settings: Watch, console: Console) -> int:
             while view.state in ALIVE:
                 time.sleep(settings.refresh_seconds)
                 view = look(settings.run_dir, settings, time.time())
+                keep_budget(view)
                 live.update(panel(view), refresh=True)
         except KeyboardInterrupt:
             pass

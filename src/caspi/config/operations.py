@@ -162,6 +162,9 @@ class Watch(Section):
     """A run that has written nothing for so long has probably hung. The slowest pause is an evaluation."""
     max_temperature_celsius: Positive = 85.0
     """GPU temperature above which it slows down (the guide's figure)."""
+    max_budget_usd: Annotated[Positive | None, tyro.conf.arg(aliases=["--max-budget"])] = None
+    """Spending at which to send SIGTERM to the run, which then saves and ends; only while this watches, and only on the
+    run's own machine. `caspi train --max-budget` needs nobody who watches."""
     budget_alerts_usd: tuple[Positive, ...] = (25.0, 40.0, 50.0)
     """Spending at which to look at the run (the guide's figures)."""
     rollback_hint_usd: Positive = 60.0

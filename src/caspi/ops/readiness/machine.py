@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -15,11 +15,6 @@ from caspi.config import Check
 from caspi.ops.readiness.finding import Finding
 
 GIB = 2**30
-OLD_VARIABLES = {
-    "HF_HUB_ENABLE_HF_TRANSFER": "HF_XET_HIGH_PERFORMANCE",
-    "HF_DATASETS_DOWNLOAD_TIMEOUT": "HF_HUB_DOWNLOAD_TIMEOUT",
-}
-"""Of the deployment guide, which libraries no longer read; and what they read today."""
 NVIDIA_SMI = [
     "nvidia-smi",
     "--query-gpu=name,memory.total,memory.free,temperature.gpu",
@@ -106,16 +101,3 @@ def allocator() -> Finding:
         return Finding("PYTORCH_CUDA_ALLOC_CONF", "ok", value)
     fix = "source scripts/setup_wandb.sh, or export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
     return Finding("PYTORCH_CUDA_ALLOC_CONF", "warn", value or "not set", fix)
-
-
-def old_variables() -> Iterator[Finding]:
-    for old, new in OLD_VARIABLES.items():
-        if os.environ.get(old):
-            yield Finding(old, "warn", f"no longer read; {new} is set from it here", f"export {new} instead")
-
-
-def translate(environment: MutableMapping[str, str]) -> None:
-    """Give the old variables their effect, unless the new ones are set; before huggingface_hub is imported."""
-    for old, new in OLD_VARIABLES.items():
-        if environment.get(old):
-            environment.setdefault(new, environment[old])

@@ -55,6 +55,9 @@ def spent(view: "RunView", settings: Watch) -> Iterator[tuple[str, str]]:
     passed = max((limit for limit in settings.budget_alerts_usd if view.usd_spent >= limit), default=None)
     if passed is not None:
         yield "BUDGET", f"${view.usd_spent:.2f} are spent, more than ${passed:g}: is the run where it should be?"
+    if settings.max_budget_usd is not None and view.state in ALIVE and view.usd_spent >= settings.max_budget_usd:
+        who = f"process {view.process} is asked to save and end" if view.process else "the run is not on this machine"
+        yield "BUDGET_REACHED", f"${view.usd_spent:.2f} are spent, the budget is ${settings.max_budget_usd:.2f}: {who}"
     if view.usd_spent >= settings.rollback_hint_usd:
         limit = settings.rollback_hint_usd
         yield "BUDGET_ROLLBACK", f"${view.usd_spent:.2f} are spent, more than ${limit:g}: consider caspi rollback"

@@ -97,6 +97,14 @@ class RecordedGate(Recorded):
     accepted_risk: str | None = None
 
 
+class RecordedGpu(Recorded):
+    name: str
+
+
+class RecordedHardware(Recorded):
+    gpus: list[RecordedGpu] = []
+
+
 class RunRecord(Recorded):
     """run.json as far as it is needed to watch; all defaults while the run has not written it."""
 
@@ -114,6 +122,9 @@ class RunRecord(Recorded):
     paid_seconds: float | None = None
     """Up to `updated`, all starts together, loading included; None: an older run, which has only `train_seconds`."""
     num_processes: Count = 1
+    hardware: RecordedHardware = RecordedHardware()
+    gflop_per_sample: dict[str, Positive] = {}
+    """Of a mean utterance, by stage."""
     wandb_url: str | None = None
     wandb_run_id: str | None = None
     commit: str | None = None

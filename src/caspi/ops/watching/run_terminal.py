@@ -99,7 +99,8 @@ def largest_norm(view: RunView) -> str:
 
 def speed(view: RunView) -> str:
     waiting = "" if view.data_wait_fraction is None else f", {view.data_wait_fraction:.0%} of it waiting for audio"
-    return f"{number(view.samples_per_second, '.1f')} samples/s{waiting}"
+    share = "" if view.mfu_fraction is None else f", {view.mfu_fraction:.1%} of the cards' peak rate (MFU)"
+    return f"{number(view.samples_per_second, '.1f')} samples/s{share}{waiting}"
 
 
 def memory(view: RunView) -> str:
@@ -121,6 +122,8 @@ def cost(view: RunView) -> str:
     if view.usd_per_hour is None:
         return f"unknown: {view.price_source.removeprefix('unknown: ')}"
     left = "" if view.usd_left is None else f", ${view.usd_left:.2f} left to spend"
+    if view.max_budget_usd is not None and view.usd_spent is not None:
+        left += f", ${view.max_budget_usd - view.usd_spent:.2f} of the budget of ${view.max_budget_usd:.2f} left"
     return f"${view.usd_spent:.2f} spent{left} (${view.usd_per_hour:.2f} per hour: {view.price_source})"
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from caspi.config import Watch
-from caspi.ops.cost import HourlyPrice, hourly_price
+from caspi.ops.cost import HourlyPrice, find_gpu, hourly_price, recognise_gpu
 from caspi.ops.training.artifacts import MARKER, checkpoint_folders, step_of
 from caspi.ops.watching.gpus_now import GpuNow, NoGpus, read_gpus
 from caspi.ops.watching.run_alerts import RunAlert, find_alerts
@@ -13,6 +13,7 @@ from caspi.ops.watching.run_metrics import (
     Course,
     Entry,
     RunFiles,
+    RunRecord,
     best_evaluation,
     course_of,
     domain_rates,
@@ -61,6 +62,8 @@ class RunView(Record):
     """By layer group."""
     samples_per_second: float | None
     data_wait_fraction: float | None
+    mfu_fraction: float | None
+    """Model FLOPs of the utterances per second over the cards' peak; None: not on cards that are known."""
     gpu_memory_gib: float | None
     """Peak of the fullest GPU, as the run measured it."""
     gpu_memory_fraction: float | None
@@ -78,6 +81,8 @@ class RunView(Record):
     price_source: str
     usd_spent: float | None
     usd_left: float | None
+    """To spend until the end, at the present pace."""
+    max_budget_usd: float | None
     num_starts: int
     wandb_url: str | None
     num_damaged_lines: int
@@ -124,6 +129,7 @@ def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
         learning_rates=learning_rates(newest),
         samples_per_second=newest.get("samples_per_second"),
         data_wait_fraction=newest.get("data_wait_fraction"),
+        mfu_fraction=mfu_fraction(run.record, newest.get("samples_per_second")),
         gpu_memory_gib=newest.get("gpu_memory_gib"),
         gpu_memory_fraction=newest.get("gpu_memory_fraction"),
         last_evaluation=evaluation_of(evaluations[-1] if evaluations else None),
@@ -137,6 +143,7 @@ def view_of(run: RunFiles, settings: Watch, now: float) -> RunView:
         price_source=price.source,
         usd_spent=price.usd_for(spent),
         usd_left=price.usd_for(left),
+        max_budget_usd=settings.max_budget_usd or run.record.recipe.train.max_budget_usd,
         num_starts=len(run.record.starts),
         wandb_url=run.record.wandb_url,
         num_damaged_lines=run.metrics.num_damaged_lines,
@@ -198,8 +205,16 @@ def seconds_left(run: RunFiles, course: Course | None, state: State, window: int
     return float(max(0.0, pace * (course.num_steps - newest_step) - max(0.0, now - used[-1]["time"])))
 
 
+def mfu_fraction(record: RunRecord, samples_per_second: float | None) -> float | None:
+    gpu = recognise_gpu(record.hardware.gpus[0].name) if record.hardware.gpus else None
+    gflop = record.gflop_per_sample.get(record.stage or "")
+    if gpu is None or gflop is None or samples_per_second is None:
+        return None
+    return samples_per_second * gflop * 1e9 / (record.num_processes * find_gpu(gpu).peak_bf16_tflops * 1e12)
+
+
 def price_of(run: RunFiles, settings: Watch, gpus: Sequence[GpuNow]) -> HourlyPrice:
-    """The flag's, else the recipe's, else the table's for the GPUs of this machine."""
+    """The flag's, else the recipe's, else the table's for the GPUs that the run recorded, or that this machine has."""
     recipe = run.record.recipe
     stated = [
         (settings.price, "--price"),
@@ -207,4 +222,5 @@ def price_of(run: RunFiles, settings: Watch, gpus: Sequence[GpuNow]) -> HourlyPr
         (recipe.plan.price, "plan.price of the recipe"),
     ]
     has_measured = any("gpu_memory_gib" in entry for entry in run.metrics.training())
-    return hourly_price(stated, [gpu.name for gpu in gpus] if has_measured else [], run.record.num_processes)
+    names = [gpu.name for gpu in run.record.hardware.gpus or gpus] if has_measured else []
+    return hourly_price(stated, names, run.record.num_processes)
