@@ -17,6 +17,7 @@ FLOW = [
     "prepare",
     "audit",
     "gate",
+    "clean",
     "launch",
     "train",
     "watch",

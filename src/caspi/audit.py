@@ -23,12 +23,14 @@ from caspi.model.aligners.self_test import self_test
 from caspi.ops.audit.alignment_cache import AlignmentCache, alignment_key, open_cache
 from caspi.ops.audit.alignment_report import console_block, log_to_wandb
 from caspi.ops.audit.audit_page import Shown, audit_page
+from caspi.ops.audit.cleaned_manifest import SummaryView, read_cleaning
 from caspi.ops.audit.report_content import (
     look_line,
     look_of,
     mean_detection,
     provenance_of,
     report_of,
+    with_residual,
     without_review,
 )
 from caspi.ops.progress import track
@@ -100,8 +102,9 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.audit
     utterances = read_manifest(settings.manifest)
     gold = read_gold(settings.gold) if settings.gold else []
+    cleaning = read_cleaning(settings.manifest)
     with exit_on_sigterm(), start_workers(recipe) as workers:
-        study, report = examine(utterances, workers, recipe)
+        study, report = examine(utterances, workers, cleaning, recipe)
         if gold:
             report["calibration"]["gold"] = rounded(compare_with_gold(gold, study, workers, recipe))
     report["provenance"] |= {
@@ -167,7 +170,9 @@ def write_page(settings: Audit) -> Path:
     return settings.output / PAGE
 
 
-def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -> tuple[Study, dict[str, Any]]:
+def examine(
+    utterances: Sequence[Utterance], workers: Workers, cleaning: SummaryView | None, recipe: Recipe
+) -> tuple[Study, dict[str, Any]]:
     """Draw the sample, align, calibrate and judge, look by look; the last study, and its report without the times."""
     settings = recipe.audit
     full_size = settings.num_samples or max(1, round(sample_rate(workers.model, settings) * len(utterances)))
@@ -175,6 +180,7 @@ def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -
     settings = at_level_of_look(settings, len(sizes))
     transcripts = {u.id: transcript_of(u) for u in utterances}
     tested = self_test(workers, recipe)
+    model = workers.model | {"model_sha256": aligner_sha256(recipe, workers.model)}
     outcomes: dict[str, Outcome] = {}
     looks: list[dict[str, Any]] = []
     ids, domains = [u.id for u in utterances], [u.domain for u in utterances]
@@ -185,7 +191,7 @@ def examine(utterances: Sequence[Utterance], workers: Workers, recipe: Recipe) -
         tasks = plan(fresh, transcripts, settings if number == 1 else without_controls(settings))
         outcomes |= align(tasks, workers, recipe)
         study = study_of(audited, transcripts, outcomes, sample, settings)
-        report = build_report(study, tested, workers.model, recipe, settings)
+        report = build_report(study, tested, model, cleaning, recipe, settings)
         looks.append(look_of(report, settings))
         if len(sizes) > 1:
             print(look_line(looks[-1], number, len(sizes)), file=sys.stderr, flush=True)
@@ -264,12 +270,18 @@ def compare_with_gold(clips: Sequence[GoldClip], study: Study, workers: Workers,
 
 
 def build_report(
-    study: Study, self_test: dict[str, Any] | None, model: Description, recipe: Recipe, settings: Audit
+    study: Study,
+    self_test: dict[str, Any] | None,
+    model: Description,
+    cleaning: SummaryView | None,
+    recipe: Recipe,
+    settings: Audit,
 ) -> dict[str, Any]:
     """alignment_report.json without the times of the run.
 
     Args:
-        model: model, device and precision of the aligner.
+        model: model, device and precision of the aligner, and their hash.
+        cleaning: how the manifest was cleaned, if it was.
         settings: the recipe's, at the level of confidence that a look needs.
     """
     statuses = {domain: row["status"] for domain, row in study.validity.by_domain.items()}
@@ -277,4 +289,4 @@ def build_report(
     figures["calibration"]["self_test"] = self_test
     figures |= estimate_population(study.findings, study.sample.population, statuses, settings)
     figures |= {"review": None, "provenance": provenance_of(recipe, model)}
-    return report_of(rounded(figures), settings)
+    return report_of(rounded(with_residual(figures, cleaning, settings.backend)), settings)

@@ -23,6 +23,7 @@ STEPS = {
     "prepare": "corpora to one manifest of utterances",
     "audit": "Phase 0: does the transcript match the audio?",
     "gate": "show the Phase 0 decision, record who signed it off",
+    "clean": "after the audit: keep, cut, review or drop every utterance",
     "launch": "a task of cloud/ on rented machines: price and command, or run it",
     "train": "gradual unfreezing, stage by stage; resumes by itself",
     "watch": "how a training run is doing: live, as a page, as a bug report",

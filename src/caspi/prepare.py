@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from caspi.config import Prepare, Recipe
 from caspi.ops.progress import track
 from caspi.ops.provenance import commit, versions
-from caspi.records import ExitCode, Rejected, SegmentTimes, Utterance, write_json, write_jsonl
+from caspi.records import ExitCode, Rejected, SegmentTimes, Utterance, is_cleaned, write_json, write_jsonl
 from caspi.speech.corpora.audio import AudioError, sniff
 from caspi.speech.corpora.clips import ClipFacts, FileJob, Finding, Stretch, inspect_files
 from caspi.speech.corpora.corpus import RawItem, Source, open_sources
@@ -79,6 +79,11 @@ def refuse_to_overwrite(sources: Sequence[Source], output: Path) -> None:
     for source in sources:
         if source.table is not None and source.table == (output / "manifest.jsonl").resolve():
             raise ValueError(f"{source.location} would be overwritten by its own result; give another --output")
+        if source.table is not None and is_cleaned(source.table):
+            raise ValueError(
+                f"{source.location} was written by caspi clean: train on it as it is; a copy would not say how it was "
+                "filtered"
+            )
 
 
 def read_sources(sources: Sequence[Source], section: Prepare) -> list[Entry]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from caspi.config.audit import Audit, AuditPage, Calibration, Estimation, Gate, QualityThresholds, Review, Validity
 from caspi.config.base import Count, Fraction, Language, Percent, Positive, Section, one_line
+from caspi.config.clean import Clean, Cuts
 from caspi.config.data import Prepare
 from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Requests
 from caspi.config.operations import Check, Env, Launch, Plan, Report, Watch
@@ -29,9 +30,11 @@ __all__ = [
     "Augmentation",
     "Calibration",
     "Check",
+    "Clean",
     "Compare",
     "Count",
     "CriteriaThresholds",
+    "Cuts",
     "Demo",
     "Env",
     "Estimation",
@@ -78,6 +81,7 @@ class Recipe(Section):
     prepare: Prepare = Prepare()
     audit: Audit = Audit()
     gate: Gate = Gate()
+    clean: Clean = Clean()
     launch: Launch = Launch()
     train: Train = Train()
     watch: Watch = Watch()

@@ -240,7 +240,7 @@ def is_cleaned(path: Path) -> bool:
         first = json.loads(next((line for _, line in numbered_lines(path)), b"null"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(first, dict) and {"action", "parent_id"} <= first.keys()
+    return isinstance(first, dict) and {"action", "parent_id", "reasons_before"} <= first.keys()
 
 
 def dump_json(value: Any, indent: int | None = None) -> str:

@@ -14,6 +14,9 @@ PRESENTATION_FORMS = range(0xFB1D, 0xFB50)
 LETTERS_PER_DIGIT = 5
 """A digit is read as a word: 25 is read "esrim ve-hamesh", ten letters in Hebrew spelling."""
 
+SENTENCE_ENDS = ".!?…\u05c3"
+"""Marks that end a sentence; the last is sof pasuq."""
+
 
 def is_hebrew_letter(character: str) -> bool:
     return "א" <= character <= "ת" or (ord(character) in PRESENTATION_FORMS and character.isalpha())

@@ -148,6 +148,10 @@ def _estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
     raw, gross = estimate["raw"], estimate["gross_mismatch"]
     level = f"{100 * raw['level']:g}%"
     lines = [f"Population estimate: {raw['point']:.1f}% [{raw['lower']:.1f}, {raw['upper']:.1f}] ({level})"]
+    residual = estimate.get("residual")
+    if residual is not None:
+        lines[0] += f" by construction: {residual['filter']['backend']} chose these utterances"
+        lines.append(f"Residual estimate: {residual['point']:.1f}%, at most {residual['upper']:.1f}%")
     if gross is not None:
         lines.append(
             f"Decoys that beat their transcript: {gross['point'] / 2:.1f}% → gross mismatch ≤{gross['upper']:.1f}%"

@@ -109,6 +109,8 @@ def page_data(report: Mapping[str, Any], shown: Shown, why: Mapping[str, Sequenc
 def shares_of(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The estimates of the share of low quality; the last one decided."""
     estimates = report["estimate"]
+    if estimates["basis"] == "residual":
+        return [("found, by construction", estimates["raw"]), ("residual estimate", estimates["residual"])]
     named = [("population estimate", estimates["raw"])]
     if estimates.get("rogan_gladen"):
         named.append(("gold cross-check", estimates["rogan_gladen"]))

@@ -4,7 +4,8 @@ PROCEED needs proof, STOP needs only the estimate: going on by mistake costs day
 comparison of the two rounds, stopping by mistake costs a review.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from caspi.config import Audit
 
@@ -54,9 +55,33 @@ def decide(evidence: Evidence, settings: Audit) -> Verdict:
 
 def is_settled(verdict: Verdict) -> bool:
     """Would more samples leave the decision as it is? An aligner that is blind stays blind."""
-    if verdict.code in ("AUDIT_INVALID", "PROVEN_BELOW_10"):
+    if verdict.code in ("AUDIT_INVALID", "PROVEN_BELOW_10") or verdict.code.startswith("RESIDUAL_"):
         return True
     return verdict.certainty == "confirmed" and verdict.code in ("DATA_QUALITY", "BETWEEN_10_15", "DOMAIN_ALERT")
+
+
+def decide_filtered(status: str, residual: Mapping[str, Any], settings: Audit) -> Verdict:
+    """Decide about a manifest that this very aligner filtered: what it finds there is nothing, by construction.
+
+    The residual estimate can stop, but it rests on made errors and so never proves: the most it gives is CAUTION.
+    """
+    if status == "invalid":
+        return Verdict("STOP", "AUDIT_INVALID", "borderline", ["no statement about the data"])
+    way_out = "60 blind reviews (caspi audit --labels) or an audit with another --backend would be proof"
+    if not residual["num_controls"]:
+        note = f"nothing says what the filter missed, because its audit tried no made errors: {way_out}"
+        return Verdict("STOP", "RESIDUAL_UNKNOWN", "borderline", [note])
+    notes = [
+        f"{residual['filter']['backend']} filtered this manifest and cannot find what it missed; by the made errors "
+        f"that it missed, at most {residual['upper']:.1f}% are left, and {residual['worst_kind_pct']:.1f}% if all were "
+        f"like {residual['worst_kind']}",
+        way_out,
+    ]
+    band = _band(residual["point"], settings)
+    if band == "STOP":
+        return Verdict("STOP", "DATA_QUALITY", "borderline", notes)
+    is_low = residual["upper"] < settings.proceed_below_pct
+    return Verdict("CAUTION", "RESIDUAL_ESTIMATE" if is_low else "RESIDUAL_NOT_BELOW_10", "borderline", notes)
 
 
 def _band(share_pct: float, settings: Audit) -> Decision:

@@ -8,7 +8,8 @@ from typing import Any
 
 from caspi.config import Audit, Recipe
 from caspi.ops.audit.alignment_report import SCHEMA_VERSION, recommendation
-from caspi.ops.audit.decision import Evidence, Verdict, decide, is_settled
+from caspi.ops.audit.cleaned_manifest import SummaryView
+from caspi.ops.audit.decision import Evidence, Verdict, decide, decide_filtered, is_settled
 from caspi.records import dump_json, sha256_of_file
 
 PLACES = {
@@ -51,6 +52,8 @@ def report_of(figures: Mapping[str, Any], settings: Audit) -> dict[str, Any]:
 def decide_on(figures: Mapping[str, Any], settings: Audit) -> Verdict:
     """Decide on the estimate that `basis` names; reviewed domains alarm by what people heard."""
     estimates, review = figures["estimate"], figures["review"]
+    if estimates["basis"] == "residual":
+        return decide_filtered(figures["audit_status"], estimates["residual"], settings)
     share, gross = estimates[estimates["basis"]], estimates["gross_mismatch"]
     intervals = {domain: row["ci"] for domain, row in figures["domain_statistics"].items()}
     if review is not None:
@@ -87,6 +90,8 @@ def look_line(look: Mapping[str, Any], number: int, num_looks: int) -> str:
 
 def way_to_settle(estimates: Mapping[str, Any]) -> str | None:
     """How much more evidence would settle an open decision; None: the interval leaves nothing open."""
+    if estimates["basis"] == "residual":
+        return "60 blind reviews or another backend would settle it"
     if estimates["open_threshold_pct"] is None:
         return None
     if estimates["basis"] == "raw":
@@ -97,13 +102,24 @@ def way_to_settle(estimates: Mapping[str, Any]) -> str | None:
     return f"about {needed:,} reviewed clips would settle it"
 
 
+def with_residual(figures: Mapping[str, Any], cleaning: SummaryView | None, backend: str) -> dict[str, Any]:
+    """The figures, decided by what the filter left if the audited manifest was filtered with the same aligner.
+
+    Other weights or another precision of a backend count as the same: what one misses, the other misses too.
+    """
+    if cleaning is None or cleaning.provenance.backend != backend:
+        return dict(figures)
+    return {**figures, "estimate": {**figures["estimate"], "basis": "residual", "residual": cleaning.as_estimate()}}
+
+
 def without_review(report: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a report as if nobody had reviewed yet: new labels replace earlier ones."""
     added = ("two_phase", "labels_needed_for_decision", "rogan_gladen", "gold")
     estimates = {name: value for name, value in report["estimate"].items() if name not in added}
     raw_upper = estimates["raw_upper_with_unjudged_domains"]
     limit = report["estimate"]["raw_open_threshold_pct"]
-    estimates |= {"basis": "raw", "upper_with_unjudged_domains": raw_upper, "open_threshold_pct": limit}
+    basis = "residual" if "residual" in estimates else "raw"
+    estimates |= {"basis": basis, "upper_with_unjudged_domains": raw_upper, "open_threshold_pct": limit}
     return {**report, "estimate": estimates, "review": None}
 
 
@@ -112,11 +128,16 @@ def mean_detection(calibration: Mapping[str, Any]) -> float | None:
     return next((check["value"] for check in calibration["checks"] if check["name"] == "mean_detection"), None)
 
 
+def config_sha256(settings: Mapping[str, Any]) -> str:
+    """Hash of the settings that decide what an audit finds, as the report holds them."""
+    return hashlib.sha256(dump_json(settings).encode()).hexdigest()
+
+
 def provenance_of(recipe: Recipe, model: Mapping[str, str]) -> dict[str, Any]:
     """What went in. Paths and the number of processes do not change the result and are not part of the hash.
 
     Args:
-        model: model, device and precision of the aligner.
+        model: model, device and precision of the aligner, and their hash.
     """
     settings = recipe.audit
     decisive = {
@@ -126,7 +147,8 @@ def provenance_of(recipe: Recipe, model: Mapping[str, str]) -> dict[str, Any]:
     return {
         "caspi_version": version("caspi"),
         "manifest_sha256": sha256_of_file(settings.manifest),
-        "config_sha256": hashlib.sha256(dump_json(decisive).encode()).hexdigest(),
+        "config_sha256": config_sha256(decisive),
+        "settings": decisive,
         "backend": settings.backend,
         **model,
         "model_revision": None,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from caspi.config import Audit
 from caspi.speech.alignment.controls import DECOY, ORIGINAL
-from caspi.speech.alignment.logistic import Logistic, fit_logistic
+from caspi.speech.alignment.logistic import PRINTED_DIGITS, Logistic, fit_logistic
 from caspi.speech.alignment.quality import (
     Measures,
     Pair,
@@ -61,7 +61,20 @@ class Thresholds(NamedTuple):
         """Key of the thresholds of a domain."""
         return domain if domain in self.length else ANY_DOMAIN
 
+    def as_printed(self) -> "Thresholds":
+        """With as many digits as the report has, so that whoever reads it judges as the audit did."""
+        return Thresholds(
+            self.alpha_word,
+            {key: round(value, PRINTED_DIGITS) for key, value in self.word_scores.items()},
+            {key: curve.as_printed() for key, curve in self.confidence.items()},
+            {
+                domain: typical and (round(typical[0], PRINTED_DIGITS), round(typical[1], PRINTED_DIGITS))
+                for domain, typical in self.length.items()
+            },
+        )
+
     def as_json(self) -> dict[str, Any]:
+        """Read back by `frozen_audit`."""
         return {
             "word_score": {f"fold {fold} {domain}": value for (fold, domain), value in self.word_scores.items()},
             "confidence": {
@@ -91,11 +104,15 @@ def assign_folds(ids: Sequence[str], groups: Sequence[str | None], seed: int) ->
     Where that leaves a fold with too little to teach, as when all is one recording, utterances are spread singly: an
     original and its decoy share their audio, so a recording known to both folds does not tell them apart.
     """
-    folds = [fold_of(group or own_id, seed) for own_id, group in zip(ids, groups, strict=True)]
-    smallest = min(folds.count(fold) for fold in range(NUM_FOLDS))
-    if smallest >= MIN_FOLD_FRACTION * len(folds):
-        return folds
+    if recordings_fill_folds(ids, groups, seed):
+        return [fold_of(group or own_id, seed) for own_id, group in zip(ids, groups, strict=True)]
     return [fold_of(own_id, seed) for own_id in ids]
+
+
+def recordings_fill_folds(ids: Sequence[str], groups: Sequence[str | None], seed: int) -> bool:
+    """Does every fold have enough utterances when recordings stay together?"""
+    folds = [fold_of(group or own_id, seed) for own_id, group in zip(ids, groups, strict=True)]
+    return min(folds.count(fold) for fold in range(NUM_FOLDS)) >= MIN_FOLD_FRACTION * len(folds)
 
 
 def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
@@ -115,7 +132,7 @@ def fit_thresholds(measured: Sequence[Measured], settings: Audit) -> Thresholds:
         accepted = sum(passes_by_words(item, DECOY, fitted, settings) for item in paired)
         if accepted <= settings.calibration.max_decoy_acceptance * len(paired):
             break
-    return fitted
+    return fitted.as_printed()
 
 
 def judge(item: Measured, control: str, thresholds: Thresholds, settings: Audit) -> Judgement:

@@ -47,6 +47,7 @@ def _calibration(study: Study, settings: Audit) -> dict[str, Any]:
         },
         "alpha_word": thresholds.alpha_word if thresholds else None,
         "thresholds": thresholds.as_json() if thresholds else {},
+        "folds_by": "recording" if study.folds_by_recording else "utterance",
         "limits": settings.quality.model_dump(mode="json"),
         "controls": validity.controls,
         "dose_response": validity.dose_response,

@@ -84,7 +84,7 @@ def learn_scores(measured: Sequence[Measured], settings: Calibration) -> ScoreMo
 
 
 def _fit(right: Floats, wrong: Floats, settings: Calibration) -> Logistic:
-    return fit_logistic(right, wrong, settings.score_penalty / (len(right) + len(wrong)))
+    return fit_logistic(right, wrong, settings.score_penalty / (len(right) + len(wrong))).as_printed()
 
 
 def rescored(measured: Sequence[Measured], model: ScoreModel) -> list[Measured]:

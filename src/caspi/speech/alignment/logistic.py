@@ -14,12 +14,19 @@ SMALLEST_SPREAD = 1e-9
 MAX_STEPS = 50
 MAX_STEP = 5.0
 CONVERGED = 1e-9
+PRINTED_DIGITS = 6
 
 
 class Logistic(NamedTuple):
     weights: tuple[float, ...]
     """[num_features] per unit of the feature as it was given."""
     intercept: float
+
+    def as_printed(self) -> "Logistic":
+        """With as many digits as a report has, so that whoever reads it judges as the audit did."""
+        return Logistic(
+            tuple(round(one, PRINTED_DIGITS) for one in self.weights), round(self.intercept, PRINTED_DIGITS)
+        )
 
     def logit(self, features: Floats) -> Floats:
         """

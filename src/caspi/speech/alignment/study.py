@@ -14,6 +14,7 @@ from caspi.speech.alignment.calibration import (
     control_scores,
     fit_thresholds,
     judge,
+    recordings_fill_folds,
 )
 from caspi.speech.alignment.controls import DECOY, ORIGINAL, DecoyChooser, Transcript
 from caspi.speech.alignment.estimate import ROUND_DIGITS, rounded
@@ -36,6 +37,8 @@ class Study(NamedTuple):
     segment_times: dict[str, Any] | None
     """How far word times are from the corpus' own segment times; None: it has none."""
     thresholds: Thresholds | None
+    folds_by_recording: bool
+    """False: utterances were spread over the folds singly."""
     validity: Validity
     findings: list[Finding]
     words: list[dict[str, Any]]
@@ -56,7 +59,8 @@ def study_of(
         outcomes: by utterance id; an utterance that was not aligned has none.
     """
     aligned = [u for u in audited if u.id in outcomes and ORIGINAL in outcomes[u.id].pairs]
-    folds = assign_folds([u.id for u in aligned], [u.group_id for u in aligned], settings.seed)
+    names = [u.id for u in aligned], [u.group_id for u in aligned]
+    folds = assign_folds(*names, settings.seed)
     measured = [Measured(u.id, u.domain, fold, outcomes[u.id].pairs) for u, fold in zip(aligned, folds, strict=True)]
     carried = feature_auc(measured)
     score_model = learn_scores(measured, settings.calibration)
@@ -79,7 +83,8 @@ def study_of(
     pairs = {item.id: item.pairs[ORIGINAL] for item in measured}
     words = [word_line(u, pairs[u.id], judged[u.id]) for u in audited if u.id in judged]
     segments = segment_time_errors(measured, {u.id: u.segments for u in aligned})
-    return Study(sample, score_model, carried, segments, thresholds, validity, findings, words)
+    by_recording = recordings_fill_folds(*names, settings.seed)
+    return Study(sample, score_model, carried, segments, thresholds, by_recording, validity, findings, words)
 
 
 def transcript_of(utterance: Utterance) -> Transcript:
