@@ -36,6 +36,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python requirements/vulnerabilities.py $(UV)
 
 format: setup
 	$(BIN)/ruff check --fix .

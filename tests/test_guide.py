@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from documents import commands_of, words_of
 
-from caspi.cli import STEPS, parse
+from caspi.cli import parse
 from caspi.config import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -100,18 +101,11 @@ def test_importing_an_entry_point_starts_nothing(path: str) -> None:
     assert result.stdout + result.stderr == ""
 
 
-def commands_of(text: str) -> list[str]:
-    """Every command in the bash blocks of a page, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
 def our_commands(text: str) -> list[list[str]]:
     """Commands that run a step of caspi, as [step, flags ...]."""
     found = []
     for command in commands_of(text):
-        words = [word.strip("\"'") for word in re.findall(r'"[^"]*"|\S+', command)]
+        words = words_of(command)
         if words[:3] == ["uv", "run", "python"] and words[3] in ENTRY_POINTS:
             found.append([ENTRY_POINTS[words[3]], *words[4:]])
         elif "caspi" in words[:1]:
@@ -124,13 +118,6 @@ def test_every_command_of_the_guide_that_runs_our_code_is_understood(capsys: pyt
     commands = our_commands(GUIDE.read_text(encoding="utf-8"))
     assert {command[0] for command in commands} == {"audit", "train", "compare", "evaluate"}
     for step, *flags in commands:
-        parse(step, flags)
-
-
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
-def test_every_caspi_command_in_the_documents_is_understood(page: str) -> None:
-    for step, *flags in our_commands((ROOT / page).read_text(encoding="utf-8")):
-        assert step in STEPS, f"{page}: caspi {step}"
         parse(step, flags)
 
 

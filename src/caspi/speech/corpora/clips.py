@@ -40,6 +40,7 @@ MAX_WORKER_GIB = 3.0
 MAX_CPU_SECONDS = 300.0
 """Computing time that one clip may take; ten minutes of audio take about one second."""
 BYTES_PER_GIB = 2**30
+STDERR = 2
 
 
 class Stretch(NamedTuple):
@@ -219,8 +220,12 @@ def worker_context() -> ForkServerContext:
 
 
 def begin_worker() -> None:
-    """Interrupts are the parent's business, and memory ends before the machine's does."""
+    """Interrupts are the parent's business, memory ends before the machine's does, and decoders keep their notes.
+
+    libmpg123 writes what it repairs to the console, without the name of the file; errors come back as findings.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + int(MAX_WORKER_GIB * BYTES_PER_GIB)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
