@@ -26,6 +26,7 @@ FLOW = [
     "export",
     "rollback",
     "report",
+    "rehearsal",
     "demo",
 ]
 FOUNDATION = {"config", "records", "files"}

@@ -52,6 +52,7 @@ def elements(tmp_path_factory: pytest.TempPathFactory) -> Elements:
     for audit in recipe.demo.audits:
         write(output / "audits" / audit.name / "alignment_report.json", report)
     rates = {"round1_wer": 0.2, "round2_wer": 0.1, "difference": -0.1, "low": None, "high": None}
+    rates |= dict.fromkeys(("round1_low", "round1_high", "round2_low", "round2_high"))
     row = {"test_set": EVIL, "bucket": "all", "num_utterances": 1, "verdict": EVIL, **rates}
     criterion = {"level": EVIL, "name": EVIL, "outcome": EVIL, "finding": EVIL}
     write(output / "comparison.json", {"is_better": True, "rows": [row], "criteria": [criterion]})

@@ -15,13 +15,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from caspi import rehearsal
 from caspi.config import Demo, PlantedAudit, Recipe, load_recipe
 from caspi.records import ExitCode, RunFailed
 
 Section = TypeVar("Section")
 
-RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
-RECIPE_IN_CHECKOUT = Path(__file__).parents[2] / "recipes" / "demo.toml"
 MARKER = ".caspi-demo"
 """Says that a folder is the demo's, so that the next demo may clear it."""
 REVIEWER = "caspi demo"
@@ -39,6 +38,10 @@ def run(recipe: Recipe) -> int:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are several times slower on models this small
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if recipe.demo.rehearse:
+        folder = recipe.demo.output / "rehearsal"
+        clear_folder(folder)
+        return rehearsal.run(shipped("rehearsal.toml"), folder)
     recipe = demo_recipe(recipe)
     clear_folder(recipe.demo.output)
     watch = StopWatch()
@@ -97,12 +100,18 @@ class StopWatch:
 def demo_recipe(recipe: Recipe) -> Recipe:
     """The demo's recipe with all paths in the output folder; a recipe the user gave is taken as it is."""
     if recipe.model_copy(update={"demo": Demo()}) == Recipe():
-        shipped = load_recipe(RECIPE if RECIPE.exists() else RECIPE_IN_CHECKOUT)
+        planned = load_recipe(shipped("demo.toml"))
         changed = {name: getattr(recipe.demo, name) for name in recipe.demo.model_fields_set}
-        recipe = shipped.model_copy(update={"demo": shipped.demo.model_copy(update=changed)})
+        recipe = planned.model_copy(update={"demo": planned.demo.model_copy(update=changed)})
     output = recipe.demo.output
     moved = move_paths(recipe.model_dump(mode="json"), str(output))
     return Recipe.model_validate(moved)
+
+
+def shipped(name: str) -> Path:
+    """A recipe of the package, or of the working copy that it runs from."""
+    path = Path(__file__).parent / "recipes" / name
+    return path if path.exists() else Path(__file__).parents[2] / "recipes" / name
 
 
 def move_paths(value: Any, output: str) -> Any:

@@ -53,6 +53,9 @@ class Demo(Section):
     """The whole flow on synthetic Hebrew speech and tiny real models: no network, no GPU."""
 
     output: Path = Path("demo")
+    rehearse: bool = False
+    """The guide's whole timeline in OUTPUT/rehearsal instead: with a preemption, a kill, a damaged checkpoint, a W&B
+    outage and a rollback, and the proof that nothing was lost."""
     seconds_budget: Positive = 300.0
     """Time the demo may take on two cores; longer is said at the end."""
     seed: int = 42

@@ -13,6 +13,9 @@ from caspi.files import read_object
 
 SCHEMA_VERSION = 1
 RULE = "=" * 70
+TOO_FEW = (
+    "\nToo few clips were compared to say anything; audit more: --sample-rate 1 takes all, --num-samples 300 so many."
+)
 SIGNS = {"PROCEED": "✅", "CAUTION": "⚠️", "STOP": "❌"}
 WANDB_RUN_NAME = "phase0-audit"
 WANDB_ARTIFACT = "phase0-audit-report"
@@ -73,7 +76,8 @@ def recommendation(report: Mapping[str, Any], proceed_below_pct: float, stop_abo
     notes = "".join(f"\n{note[0].upper()}{note[1:]}." for note in report["decision_notes"])
     if report["decision_code"] == "AUDIT_INVALID":
         failed = [check["name"] for check in report["calibration"]["checks"] if _breaks(check)]
-        reason = _self_test_note(report["calibration"]["self_test"])
+        is_small = "num_utterances" in failed
+        reason = TOO_FEW if is_small else _self_test_note(report["calibration"]["self_test"])
         return f"The audit itself is invalid ({', '.join(failed)}): no statement about the data.{reason}"
     if report["decision"] == "PROCEED":
         first = f"Only {share:.1f}% of samples have low quality (<{proceed_below_pct:g}% threshold)."
