@@ -103,7 +103,8 @@ def test_a_cleaned_manifest_knows_what_filtered_it(manifest: Path) -> None:
     assert isinstance(line, CleanedUtterance)
     cleaning = read_cleaning(manifest)
     assert cleaning is not None
-    figures = {"estimate": {"basis": "raw", "raw_upper_with_unjudged_domains": 1.0, "raw": {}}}
+    estimate = {"basis": "raw", "raw_upper_with_unjudged_domains": 1.0, "raw_open_threshold_pct": None, "raw": {}}
+    figures = {"estimate": estimate}
     filtered = with_residual(figures, cleaning, "ctc")
     assert filtered["estimate"]["basis"] == "residual"
     assert filtered["estimate"]["residual"]["upper"] == 2.5
