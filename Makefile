@@ -8,7 +8,7 @@ WHEELS := $(wildcard $(shell $(PYTHON) -m pip config get global.find-links 2>/de
 TORCH = $(if $(wildcard requirements/wheels/torch-*+cpu-*.whl),cpu,cuda)
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps --find-links requirements/wheels
 
-.PHONY: setup local-wheels demo test test-slow check format lock clean
+.PHONY: setup local-wheels demo test test-slow check format bench lock clean
 
 setup: $(UV) $(BIN)/python local-wheels
 	@$(INSTALL) --require-hashes --requirements requirements/pins.txt --requirements requirements/$(TORCH).txt
@@ -41,6 +41,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 lock: $(UV)
 	$(PYTHON) requirements/lock.py $(UV) $(WHEELS)

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from transformers import Qwen3ASRForConditionalGeneration
 
-from benchmarks.baselines import Batch, OfficialCollator, official_loss, stock_loss
+from benchmarks.baselines import Batch, official_loss, stock_loss
+from benchmarks.clip_files import Clip, write_clips
 from benchmarks.measure import alternate, markdown_table, ratios, write_result
 from benchmarks.models import SMALL, random_model
+from benchmarks.official_collator import OfficialCollator
 from benchmarks.processors import known_words, processor_with
-from benchmarks.workload import Clip, clip_seconds, write_clips
+from benchmarks.workload import clip_seconds
 from caspi.config import STRATEGY_B, Train
 from caspi.model.packed.batch import Packer
 from caspi.model.packed.forward import take_packed_inputs
