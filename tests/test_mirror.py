@@ -11,11 +11,19 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tiny_training import NUM_STEPS, build_inputs, kill_before_step, train, train_in_child, weights_hash
+from tiny_training import (
+    NUM_STEPS,
+    build_inputs,
+    kill_before_step,
+    train,
+    train_in_child,
+    train_in_children,
+    weights_hash,
+)
 
 from caspi.ops.mirroring import mirror, process
 from caspi.ops.mirroring.remote import Remote
-from caspi.ops.training.artifacts import MARKER, commit, newest_checkpoint, withdraw
+from caspi.ops.training.artifacts import MARKER, commit, newest_checkpoint, rotate, withdraw
 
 LAST = f"checkpoint-{NUM_STEPS}"
 FACTS: dict[str, Any] = {
@@ -296,3 +304,24 @@ def test_a_mirror_that_cannot_be_written_stops_the_run_before_it_costs(
     (tmp_path / "file").write_text("no folder")
     assert train(recipe, tmp_path / "run", "--mirror", str(tmp_path / "file" / "bucket")) == 3
     assert "the mirror cannot be used: " in capsys.readouterr().err
+
+
+def test_what_is_being_copied_stays_and_nothing_newer_goes_instead(run_folder: Path) -> None:
+    for step in (3, 4, 6, 8):
+        make_checkpoint(run_folder, step, best=4)
+    assert mirror.needed_steps(run_folder) == {4, 8}
+    assert rotate(run_folder, 2, frozenset({8}), in_use=frozenset({3})) == [run_folder / "checkpoint-4"]
+    assert [folder.name for folder in rotate(run_folder, 2, frozenset({8}))] == ["checkpoint-3"]
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_the_one_that_fetches_and_end_with_the_same_bits(recipe: Path, tmp_path: Path) -> None:
+    flags = ("--batch-size", "1", "--gradient-accumulation-steps", "3", "--mirror", f"file://{tmp_path}/bucket")
+    assert train_in_children(recipe, tmp_path / "first", *flags) == [0, 0]
+    expected = weights_hash(tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")
+    assert Remote(flags[-1]).complete()[-1].step == NUM_STEPS
+    Remote(flags[-1]).delete(NUM_STEPS)
+    assert train_in_children(recipe, tmp_path / "second", *flags) == [0, 0]
+    assert "Fetching checkpoint-6" in (tmp_path / "second" / "training.log").read_text()
+    assert weights_hash(tmp_path / "second") == expected

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from caspi.config import Mirroring, Train
+from caspi.ops.mirroring.process import best_step
 from caspi.ops.mirroring.remote import Remote
 from caspi.ops.training.artifacts import Checkpoint, Marker, checkpoint_folders, newest_checkpoint, step_of
 from caspi.ops.training.signals import StopRequest
@@ -48,7 +49,7 @@ class Mirror(TrainerCallback):
         self.failed_at: float | None = None
 
     def in_use(self) -> frozenset[int]:
-        """Steps whose folders are being copied and must stay."""
+        """Steps that a resume elsewhere would need: they must stay while they are being copied."""
         return self.claimed if self.process is not None and self.process.poll() is None else frozenset()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -72,7 +73,7 @@ class Mirror(TrainerCallback):
 
     def start(self) -> None:
         self.is_due = False
-        self.claimed = frozenset(step_of(folder) for folder in checkpoint_folders(self.folder))
+        self.claimed = needed_steps(self.folder)
         with (self.folder / LOG_FILE).open("ab") as output:
             # A session of its own: Ctrl+C stops training, not the copy of what it has just saved.
             self.process = subprocess.Popen(
@@ -118,6 +119,15 @@ class Mirror(TrainerCallback):
             log.warning("WARNING: the newest checkpoint is on this machine only, not in %s", self.url)
         else:
             log.info("✓ Everything is in %s", self.url)
+
+
+def needed_steps(folder: Path) -> frozenset[int]:
+    """The newest checkpoint and the best one that it names; others may go while they are being copied."""
+    folders = checkpoint_folders(folder)
+    if not folders:
+        return frozenset()
+    best = best_step(folders[-1])
+    return frozenset({step_of(folders[-1])} | ({best} if best is not None else set()))
 
 
 def last_line(path: Path) -> str:

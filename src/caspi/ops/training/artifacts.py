@@ -155,12 +155,18 @@ def set_aside(torn: list[Torn]) -> list[Torn]:
     return moved
 
 
-def rotate(run_folder: Path, limit: int, keep_steps: frozenset[int]) -> list[Path]:
-    """Delete the oldest checkpoints beyond `limit`, but never the newest nor those of `keep_steps`; returns them."""
+def rotate(
+    run_folder: Path, limit: int, keep_steps: frozenset[int], in_use: frozenset[int] = frozenset()
+) -> list[Path]:
+    """Delete the oldest checkpoints beyond `limit`, but never the newest nor those of `keep_steps`; returns them.
+
+    Those `in_use` stay for now, beyond the limit.
+    """
     folders = checkpoint_folders(run_folder)
     kept = {step_of(folder) for folder in folders[-1:]} | keep_steps
     deletable = [folder for folder in folders if step_of(folder) not in kept]
-    deleted = deletable[: max(0, len(folders) - limit)]
+    oldest = deletable[: max(0, len(folders) - limit)]
+    deleted = [folder for folder in oldest if step_of(folder) not in in_use]
     for folder in deleted:
         withdraw(folder)
         shutil.rmtree(folder)

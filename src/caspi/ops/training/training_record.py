@@ -107,7 +107,7 @@ class CheckpointKeeper:
             **limits,
         )
         keep = frozenset() if best_step is None else frozenset({best_step})
-        rotate(self.config.output_dir, self.config.save_total_limit, keep | self.in_use())
+        rotate(self.config.output_dir, self.config.save_total_limit, keep, self.in_use())
 
 
 class TrainingRecord:
