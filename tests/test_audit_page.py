@@ -35,7 +35,7 @@ class Made:
         self.bad = frozenset(f"clip-{i:05}" for i in range(0, NUM_CLIPS, 6))
         hostile = {0: f"{EVIL} {made_text(0)}", 6: REVERSING, 12: f"{ENDLESS} מילה"}
         self.manifest, self.output = made_corpus(folder / "corpus", NUM_CLIPS, hostile), folder / "audit"
-        settings = {"page": AuditPage(max_clips=34, num_worst=5, num_near=5), "review": Review(num_clips=24)}
+        settings = {"page": AuditPage(max_clips=24, num_worst=4, num_near=4), "review": Review(num_clips=16)}
         self.code, self.recipe = run_made_audit(self.manifest, self.output, self.bad, monkeypatch, **settings)
         self.page = self.output / "audit.html"
         self.text = self.page.read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def thousands(made: Made) -> str:
     ids = [row["sample_id"] for row in report["detailed_metrics"]]
     details = json.loads(re.findall(r'id="data">(.*?)</script>', made.text)[0])["clips"]
     clips = dict(zip(ids, details.values(), strict=False))
-    lists = {"worst": ids[:5], "near": [], "good": ids[5:15], "flagged": [], "review": list(clips)}
+    lists = {"worst": ids[:5], "near": [], "good": ids[5:10], "flagged": [], "review": list(clips)}
     review = {"format": "", "tags": [], "manifest_sha256": "", "samples_sha256": ""}
     return audit_page(report, Shown(clips, lists, [0.1] * 7358, ids, review, "review"), "caspi audit")
 
@@ -338,9 +338,9 @@ def test_a_review_hides_the_verdict_survives_a_reload_and_exports_labels_that_de
     expect(page.locator("#verdict")).to_be_hidden()
     data = json.loads(page.locator("#data").inner_text())
     plan = data["lists"]["review"]
-    assert len(plan) == 24
+    assert len(plan) == 16
     for place, index in enumerate(plan):
-        expect(page.locator("#review-place")).to_contain_text(f"Clip {place + 1} of 24")
+        expect(page.locator("#review-place")).to_contain_text(f"Clip {place + 1} of 16")
         shown = desk.inner_text()
         assert data["id"][index] not in shown
         assert not re.search("flagged|passed|accepted", shown)
@@ -348,11 +348,11 @@ def test_a_review_hides_the_verdict_survives_a_reload_and_exports_labels_that_de
         if is_bad:
             page.keyboard.press("a")
         page.keyboard.press("3" if place == 7 else "2" if is_bad else "1")
-        if place == 12:
+        if place == 9:
             page.reload()
-            expect(page.locator("#review-note")).to_contain_text("13 of 24 clips labelled, 1 unsure")
+            expect(page.locator("#review-note")).to_contain_text("10 of 16 clips labelled, 1 unsure")
             page.get_by_role("button", name="Go on with the review").click()
-    expect(page.locator("#review-note")).to_contain_text("24 of 24 clips labelled, 1 unsure")
+    expect(page.locator("#review-note")).to_contain_text("16 of 16 clips labelled, 1 unsure")
     with page.expect_download() as download:
         desk.get_by_role("button", name="Export").click()
     labels = tmp_path / "labels.json"
@@ -367,8 +367,8 @@ def test_a_review_hides_the_verdict_survives_a_reload_and_exports_labels_that_de
     audit.run(Recipe(audit=settings))
     report = json.loads((copy / "alignment_report.json").read_text("utf-8"))
     assert report["estimate"]["basis"] == "two_phase"
-    assert (report["review"]["num_labels"], report["review"]["unsure"]) == (24, 1)
-    assert report["review"]["tags"]["wrong text"] >= 6
+    assert (report["review"]["num_labels"], report["review"]["unsure"]) == (16, 1)
+    assert report["review"]["tags"]["wrong text"] >= 4
     assert "after blind review" in (copy / "audit.html").read_text("utf-8")
 
 
@@ -380,7 +380,7 @@ def test_a_browser_that_keeps_nothing_is_told(browser: Browser, made: Made) -> N
     expect(watched.page.locator("#review-note")).to_contain_text("This browser keeps nothing")
     watched.page.locator("#review button.main").click()
     watched.page.keyboard.press("1")
-    expect(watched.page.locator("#review-place")).to_contain_text("Clip 2 of 24")
+    expect(watched.page.locator("#review-place")).to_contain_text("Clip 2 of 16")
     assert watched.complaints == []
     watched.context.close()
 

@@ -93,7 +93,14 @@ def test_what_more_samples_could_change_is_not_settled(code: str, certainty: str
     assert is_settled(Verdict("CAUTION", code, certainty, [])) is expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("num_bad", "expected"), [(0, [140]), (72, [140, 300]), (600, [140])])
+@pytest.mark.parametrize(
+    ("num_bad", "expected"),
+    [
+        (72, [140, 300]),
+        pytest.param(0, [140], marks=pytest.mark.slow),
+        pytest.param(600, [140], marks=pytest.mark.slow),
+    ],
+)
 def test_an_audit_stops_when_it_knows(
     num_bad: int, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

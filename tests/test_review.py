@@ -50,7 +50,7 @@ def hear(findings: list[Finding], bad: set[str], population: int, settings: Audi
 def test_a_hundred_heard_clips_take_the_detectors_bias_away(truth_pct: float, raw_pct: float, sd_pct: float) -> None:
     """The table of AUDIT section 6 (raw flagged, and two-phase with its spread), on corpora of 300 utterances."""
     rng = np.random.default_rng(int(10 * truth_pct) + 1)
-    errors, raw, covered, repetitions = [], [], 0, 150
+    errors, raw, covered, repetitions = [], [], 0, 100
     for repetition in range(repetitions):
         settings = FAST.model_copy(update={"seed": repetition})
         findings, bad = simulate(rng, truth_pct / 100, 300, 300)
