@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen3ASRProcessor
 
+from caspi.model.log_mel import LogMel
 from caspi.model.packed.batch import Clip, PackedBatch, halved_thrice
 from caspi.model.training.augmentation import Augmenter
 from caspi.records import Rejected, RunFailed, Utterance
@@ -69,8 +70,8 @@ class Encoder:
     def __init__(self, processor: Qwen3ASRProcessor, language: str) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.extractor = processor.feature_extractor
-        self.chunk_frames = 2 * self.extractor.n_window
+        self.log_mel = LogMel(processor.feature_extractor)
+        self.chunk_frames = 2 * processor.feature_extractor.n_window
         self.pad_id = self.tokenizer.pad_token_id
         self.language = language
         self.before_audio, self.after_audio = self.around_audio("")
@@ -94,8 +95,7 @@ class Encoder:
 
         Each clip alone: extracted in a padded batch, its last frames would depend on the batch.
         """
-        extracted = self.extractor(samples, sampling_rate=SAMPLE_RATE_HZ, padding=False, n_window=0)
-        return torch.as_tensor(extracted["input_features"][0]).contiguous()
+        return self.log_mel(torch.from_numpy(samples))
 
     def num_audio_tokens(self, num_frames: int) -> int:
         """Positions that a clip takes in the prompt: three halving convolutions over each chunk of frames."""
