@@ -52,7 +52,7 @@ class Workload(NamedTuple):
         return f"{self.num_clips} clips of {self.seconds:g} s, 2 transcripts each"
 
 
-WORKLOADS = {"cpu": (Workload(4.3, 6), Workload(10.0, 3)), "cuda": (Workload(4.3, 256), Workload(10.0, 128))}
+WORKLOADS = {"cpu": (Workload(4.3, 4), Workload(10.0, 2)), "cuda": (Workload(4.3, 256), Workload(10.0, 128))}
 BATCH_SIZES = {"cpu": (16, 300.0), "cuda": (128, 2000.0)}
 """Clips and seconds of a batch."""
 

@@ -238,6 +238,14 @@ def test_a_sample_is_weighted_up_to_the_manifest(noise: Callable[..., Path], tmp
     assert report["sampling"]["redistributed"] == {"kan_clean": 18}
 
 
+def test_a_gpu_audits_everything_unless_a_rate_is_given() -> None:
+    def rate(device: str, **changes: Any) -> float:
+        return audit.sample_rate({"device": device, "model_id": "m", "dtype": "d"}, Audit(**changes))
+
+    assert (rate("cuda"), rate("cpu")) == (1.0, 0.10)
+    assert (rate("cuda", sample_rate=0.3), rate("cpu", sample_rate=0.3)) == (0.3, 0.3)
+
+
 @pytest.mark.slow
 def test_weights_and_biases_is_logged_offline_when_asked(
     noise: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -151,7 +151,7 @@ def report_without_times(output: Path) -> dict[str, Any]:
 
 @pytest.mark.espeak
 def test_a_killed_and_then_interrupted_audit_goes_on_and_writes_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL, then SIGTERM, then to the end; against a run that nothing disturbed."""
+    """SIGKILL, SIGTERM, Ctrl+C, then to the end; against a run that nothing disturbed."""
     manifest = write_audit_corpus(tmp_path / "corpus", 48, 0.1, 3, {"kan_clean": 0.5, "whatsapp_noisy": 0.5})
     cache = tmp_path / "killed" / "alignment_cache.jsonl"
     killed = start_audit(manifest, cache.parent)
@@ -164,14 +164,16 @@ def test_a_killed_and_then_interrupted_audit_goes_on_and_writes_the_same_bytes(t
     num_kept = cache.read_bytes().count(b"\n")
     assert 4 <= num_kept < 48
 
-    stopped = start_audit(manifest, cache.parent)
-    wait_for_entries(cache, num_kept + 4, stopped)
-    stopped.terminate()
-    _, errors = stopped.communicate()
-    assert stopped.returncode == 143
-    assert f"{num_kept} of 48 clips are known from an earlier run" in errors
-    assert "the same command goes on" in errors
-    assert "Traceback" not in errors
+    for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        stopped = start_audit(manifest, cache.parent)
+        wait_for_entries(cache, num_kept + 4, stopped)
+        stopped.send_signal(number)
+        _, errors = stopped.communicate()
+        assert stopped.returncode == exit_code
+        assert f"{num_kept} of 48 clips are known from an earlier run" in errors
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+        num_kept = cache.read_bytes().count(b"\n")
     first_keys = [json.loads(line)["key"] for line in cache.read_bytes().splitlines()]
 
     last = start_audit(manifest, cache.parent)
