@@ -10,11 +10,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import NUM_STEPS, build_inputs, fork, fork_two, train_in_child, train_in_children, weights_hash
+from tiny_training import NUM_STEPS, build_inputs, fork, fork_two, weights_hash
 
 from caspi.model.training.optimizer import OPTIMIZER_FILE
 from caspi.model.training.trainer import StageTrainer
@@ -24,11 +25,29 @@ from caspi.ops.training.training_record import CheckpointKeeper
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LAST = f"checkpoint-{NUM_STEPS}"
-FLAGS = {
-    1: ("--eval-steps", "1"),
-    2: ("--eval-steps", "1", "--batch-size", "1", "--gradient-accumulation-steps", "3"),
+EVERY_STEP = ("--eval-steps", "1")
+"""A checkpoint after each step of 6 utterances."""
+AUGMENTED = (
+    *("--augmentation.speed-probability", "0.5", "--augmentation.noise-probability", "0.5"),
+    *("--augmentation.telephone-probability", "0.5", "--augmentation.codec-probability", "0.5"),
+    *("--augmentation.num-time-masks", "2", "--augmentation.num-mel-masks", "2"),
+)
+TWO = ("--batch-size", "1", "--gradient-accumulation-steps", "3")
+
+
+class Setup(NamedTuple):
+    """How a run is started."""
+
+    world_size: int
+    flags: tuple[str, ...]
+
+
+SETUPS = {
+    "one process": Setup(1, EVERY_STEP),
+    "two processes": Setup(2, (*EVERY_STEP, *TWO)),
+    "one process, augmented": Setup(1, (*EVERY_STEP, *AUGMENTED)),
+    "two processes, augmented": Setup(2, (*EVERY_STEP, *TWO, *AUGMENTED)),
 }
-"""By number of processes: the same steps of 6 utterances, a checkpoint after each."""
 NUM_KILLS = 20
 """At random moments, per number of processes."""
 STARTED = "Starting training..."
@@ -42,22 +61,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Undisturbed runs by number of processes."""
-    folders = {world_size: tmp_path_factory.mktemp(f"finished{world_size}") for world_size in (1, 2)}
-    assert train_in_child(recipe, folders[1], *FLAGS[1]) == 0
-    assert train_in_children(recipe, folders[2], *FLAGS[2]) == [0, 0]
-    return folders
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The output of an undisturbed run of a setup."""
+    folders: dict[str, Path] = {}
+
+    def output_of(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("finished")
+            assert set(finish_off(start(recipe, folders[name], SETUPS[name]), seconds=600.0)) == {0}
+        return folders[name]
+
+    return output_of
 
 
-def start(recipe: Path, output: Path, world_size: int, prepare: Callable[[], object] = lambda: None) -> list[int]:
-    if world_size == 1:
-        return [fork(recipe, output, *FLAGS[1], prepare=prepare)]
-    return fork_two(recipe, output, *FLAGS[2], prepare=lambda rank: prepare())
-
-
-def wait(children: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def start(recipe: Path, output: Path, setup: Setup, prepare: Callable[[], object] = lambda: None) -> list[int]:
+    if setup.world_size == 1:
+        return [fork(recipe, output, *setup.flags, prepare=prepare)]
+    return fork_two(recipe, output, *setup.flags, prepare=lambda rank: prepare())
 
 
 def check_equal(ours: Path, theirs: Path) -> None:
@@ -120,27 +140,40 @@ def after_the_marker(step: int) -> None:
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
 @pytest.mark.parametrize("planted", [before_step, in_the_optimizers_file, between_files_and_marker, after_the_marker])
+@pytest.mark.parametrize("name", SETUPS)
 def test_a_kill_at_any_step_and_in_any_part_of_a_save_ends_bit_equal(
-    planted: Callable[[int], None], step: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
+    name: str,
+    planted: Callable[[int], None],
+    step: int,
+    recipe: Path,
+    finished: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    assert wait(start(recipe, tmp_path, 1, lambda: planted(step))) == [-signal.SIGKILL]
-    assert wait(start(recipe, tmp_path, 1)) == [0]
-    check_equal(tmp_path, finished[1])
+    """The main process dies first of all; one that waits for it ends with an error or is killed, as by the launcher."""
+    expected = finished(name)
+    codes = finish_off(start(recipe, tmp_path, SETUPS[name], lambda: planted(step)))
+    assert codes[0] == -signal.SIGKILL
+    assert 0 not in codes
+    again = finish_off(start(recipe, tmp_path, SETUPS[name]), seconds=600.0)
+    assert set(again) == {0}
+    check_equal(tmp_path, expected)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("name", ["one process", "two processes"])
 def test_kills_at_random_moments_end_bit_equal(
-    world_size: int, recipe: Path, finished: dict[int, Path], tmp_path: Path
+    name: str, recipe: Path, finished: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Run after run is killed again and again until it is done all the same, 20 times in all."""
+    setup, expected = SETUPS[name], finished(name)
+    world_size = setup.world_size
     rng = random.Random(world_size)
-    seconds_per_step = json.loads((finished[world_size] / "run.json").read_text())["train_seconds"] / NUM_STEPS
+    seconds_per_step = json.loads((expected / "run.json").read_text())["train_seconds"] / NUM_STEPS
     num_kills, run = 0, 0
     while num_kills < NUM_KILLS:
         run += 1
         output = tmp_path / f"run{run}"
         for start_number in range(1, NUM_KILLS - num_kills + 1):
-            children = start(recipe, output, world_size)
+            children = start(recipe, output, setup)
             wait_for_training(output, start_number, rng.choice((0, 1, 1, 2)))
             time.sleep(rng.uniform(0.0, 2.0) * seconds_per_step)
             victims = [rng.choice(children)] if rng.random() < 0.5 else children
@@ -150,8 +183,8 @@ def test_kills_at_random_moments_end_bit_equal(
                 break
             num_kills += 1
             print(f"\nKILL {num_kills}: {world_size} processes, run {run}: {len(victims)} killed, {where(output)}")
-        assert wait(start(recipe, output, world_size)) == [0] * world_size
-        check_equal(output, finished[world_size])
+        assert finish_off(start(recipe, output, setup), seconds=600.0) == [0] * world_size
+        check_equal(output, expected)
         print(f"\nEQUAL: {world_size} processes, run {run}")
 
 
@@ -166,9 +199,9 @@ def wait_for_training(output: Path, starts: int, steps: int) -> None:
         text = log.read_text() if log.exists() else ""
 
 
-def finish_off(children: list[int]) -> list[int]:
-    """Wait for processes whose partner was killed; those that hang are killed, as the launcher does. Exit codes."""
-    deadline = time.monotonic() + SECONDS_TO_FOLLOW
+def finish_off(children: list[int], seconds: float = SECONDS_TO_FOLLOW) -> list[int]:
+    """Wait for processes, and for those that go on `seconds` after another was killed, kill them. Exit codes."""
+    deadline: float | None = None
     codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in children:
@@ -177,7 +210,8 @@ def finish_off(children: list[int]) -> list[int]:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
+                deadline = deadline or time.monotonic() + seconds
+            elif deadline and time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
     return [codes[child] for child in children]

@@ -91,7 +91,7 @@ def test_sharded_training_equals_one_process_and_writes_the_same_files(
 
 def files_of(folder: Path) -> set[str]:
     """But the state of the random generators, of which each process has a file."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith("rng")}
+    return {path.name for path in folder.iterdir() if not path.name.startswith("random-")}
 
 
 def kill_before_step(step: int) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import shutil
 import sys
 import time
@@ -46,11 +45,12 @@ from caspi.ops.training.spending import Spending, count_spending
 from caspi.ops.training.tracking import (
     FILE_ONLY,
     MetricsFile,
+    Reporter,
     TensorBoard,
-    WeightsAndBiases,
+    check_trackers,
     close_logs,
     open_logs,
-    plan_wandb,
+    open_trackers,
 )
 from caspi.ops.training.training_record import (
     CheckpointKeeper,
@@ -81,6 +81,7 @@ def run(recipe: Recipe) -> int:
     config = recipe.train
     if config.hub_model_id:
         hub.check_repo_id(config.hub_model_id)
+    check_trackers(config)
     if launcher.is_launched():
         return run_process(recipe, pass_gate(recipe) if is_main_process() else {})
     opened = pass_gate(recipe)
@@ -190,7 +191,7 @@ def find_checkpoint(config: Train, wanted: dict[str, Any], data_hash: str) -> Ch
 
 def start_reporting(
     this: Run, recipe: Recipe, record: TrainingRecord, observers: Sequence[Spending | Mirror]
-) -> list[WeightsAndBiases]:
+) -> list[Reporter]:
     """Adds the reporters to the run; returns those that want to know how it ends."""
     folder = this.config.output_dir
     switches = [span.first_step for span in this.spans[1:]]
@@ -207,15 +208,10 @@ def start_reporting(
     for observer in observers:
         observer.tell = monitor.tell
         this.callbacks.append(observer)
-    plan = plan_wandb(os.environ)
-    log.info("W&B: %s (%s)\n", plan.mode, plan.reason)
-    if plan.mode == "off":
-        return []
-    reporter = WeightsAndBiases(plan, folder, record.content["wandb_run_id"], record.content)
-    reporter.attach(this.config.gate_report)
-    record.update(wandb_url=reporter.url)
-    this.callbacks.append(reporter)
-    return [reporter]
+    reporters = open_trackers(this.config, record.content["wandb_run_id"], record.content)
+    record.update(wandb_url=next((reporter.url for reporter in reporters if reporter.url), None))
+    this.callbacks += reporters
+    return reporters
 
 
 def health_limits(recipe: Recipe) -> Health:

@@ -176,6 +176,8 @@ class Train(Section):
     """Share of each `source` of the manifest in an epoch, in any unit, for all of them; empty: every utterance once.
     An epoch keeps its length: of a source with a small share some wait for the next epoch, of others some repeat."""
     augmentation: Augmentation = Augmentation()
+    trackio_project: str | None = None
+    """Report to a trackio project as well; trackio is the extra `trackio`."""
     num_loader_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode audio ahead, for each training process; 0: in the training process itself. Without: 0 on a
     CPU; beside a GPU as many as it has cores, at most 8."""

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -109,7 +110,8 @@ def build_run(
     on_gpu = torch.cuda.is_available()
     memory_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
     memory = plan_memory(config, recipe.plan, memory_bytes, world_size)
-    fuse(config, model, memory.num_checkpointed_llm_layers)
+    fit_out = partial(fuse, config, num_checkpointed=memory.num_checkpointed_llm_layers)
+    fit_out(model)
     parts = build_parts(config, model, encoder, memory.token_budget, limits)
     return Run(
         config=config,
@@ -127,10 +129,12 @@ def build_run(
         quarantine=quarantine,
         adapters=adapters,
         parts=parts,
+        fit_out=fit_out,
     )
 
 
 def fuse(config: Train, model: Qwen3ASRForConditionalGeneration, num_checkpointed: int) -> None:
+    """Make a model that was loaded the one that trains; it may then take packed inputs as well."""
     if num_checkpointed:
         checkpoint_llm_layers(model, num_checkpointed)
         log.info(
@@ -142,6 +146,8 @@ def fuse(config: Train, model: Qwen3ASRForConditionalGeneration, num_checkpointe
     if config.compile:
         compile_blocks(model)
         log.info("✓ Blocks will be compiled in the first steps of each stage\n")
+    if config.step == "packed":
+        take_packed_inputs(model)
 
 
 def build_parts(
@@ -157,7 +163,6 @@ def build_parts(
     else:
         on_gpu = torch.cuda.is_available()
         backend = choose_backend("cuda" if on_gpu else "cpu")
-        take_packed_inputs(model)
         packer = Packer(model.config, encoder.pad_id, MULTIPLE if on_gpu or config.compile else 1)
         parts = PackedParts(encoder, packer, token_budget)
         log.info("✓ Packed step: attention by %s, at most %s positions at once\n", backend.name, f"{token_budget:,}")

@@ -1,6 +1,7 @@
 """What all stages of one training run share."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,12 @@ from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor, Tr
 
 from caspi.config import Train
 from caspi.model.checkpoints.checkpoint import load_asr, save_asr
-from caspi.model.packed.forward import take_packed_inputs
 from caspi.model.training.adapters import Adapters
 from caspi.model.training.augmentation import Augmenter
 from caspi.model.training.batch import Encoder, Utterances
 from caspi.model.training.dev_set import DevSet
 from caspi.model.training.forecast import Forecast
-from caspi.model.training.parts import PackedParts, Parts
+from caspi.model.training.parts import Parts
 from caspi.model.training.quarantine import Quarantine
 from caspi.model.training.sampler import Plan
 from caspi.model.training.sharding import is_sharded
@@ -78,6 +78,8 @@ class Run:
     adapters: Adapters | None
     parts: Parts
     """What is computed at once; the recipe's limit, or less where memory did not suffice."""
+    fit_out: Callable[[Qwen3ASRForConditionalGeneration], None]
+    """What is done to a model that was loaded before it trains."""
     forecast: Forecast = field(default_factory=Forecast)
     callbacks: list[TrainerCallback] = field(default_factory=list)
 
@@ -99,8 +101,7 @@ class Run:
         """Where the model is sharded, begin again with the base model in one piece; a checkpoint is to be loaded."""
         if is_sharded(self.model):
             self.model = load_base(self.config)[0]
-            if isinstance(self.parts, PackedParts):
-                take_packed_inputs(self.model)
+            self.fit_out(self.model)
 
     def load_model(self, folder: Path) -> None:
         """What `save_model` wrote. Weights under adapters stay the base model's.

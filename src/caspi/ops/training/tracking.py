@@ -3,10 +3,12 @@
 Reporting never stops a run: what cannot be reached is said once and left.
 """
 
+import importlib.util
 import json
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +20,15 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
+from caspi.config import Train
 from caspi.records import dump_json, write_atomically
 
 DEFAULT_PROJECT = "qwen3-asr-hebrew"
 WANDB_URL = "https://api.wandb.ai"
 PROBE_TIMEOUT_SECONDS = 5.0
+START_SECONDS = 60.0
+FINISH_SECONDS = 120.0
+"""For W&B to begin, and to send the rest at the end: the GPUs are paid for meanwhile; `wandb sync` sends it later."""
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 
 FILE_ONLY = {"file_only": True}
@@ -147,30 +153,101 @@ class TensorBoard(TrainerCallback):
             self.writer = None
 
 
-class WeightsAndBiases(TrainerCallback):
-    """One W&B run for all stages and restarts; gives up with a warning as soon as W&B fails."""
+def check_trackers(config: Train) -> None:
+    """Before anything is loaded.
 
-    def __init__(self, plan: WandbPlan, folder: Path, run_id: str, recipe: dict[str, Any]) -> None:
-        import wandb
+    Raises:
+        ValueError: trackio is asked for and not installed.
+    """
+    if config.trackio_project and importlib.util.find_spec("trackio") is None:
+        raise ValueError(
+            "train.trackio_project is set, but trackio is not installed: uv pip install 'trackio>=0.40,<1', or leave "
+            "it out"
+        )
 
-        self.error = wandb.Error
-        self.run = None
-        try:
-            self.run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
-                name=os.environ.get("WANDB_RUN_NAME"),
-                id=run_id,
-                resume="allow" if plan.mode == "online" else None,
-                mode=plan.mode,  # type: ignore[arg-type]  # "off" has no callback
-                dir=str(folder),
-                config=recipe,
-            )
-        except (self.error, OSError) as error:
-            log.warning("WARNING: W&B could not start (%s); training goes on without it", error)
+
+def open_trackers(config: Train, run_id: str, content: dict[str, Any]) -> list["Reporter"]:
+    """Those that are set up. `content` is that of run.json: recipe, versions, hashes, gate."""
+    plan = plan_wandb(os.environ)
+    log.info("W&B: %s (%s)\n", plan.mode, plan.reason)
+    found: list[Reporter] = []
+    if config.trackio_project:
+        found.append(Trackio(config.trackio_project, run_id, content))
+    if plan.mode != "off":
+        wandb_run = WeightsAndBiases(plan, config.output_dir, run_id, content)
+        wandb_run.attach(config.gate_report)
+        found.append(wandb_run)
+    return found
+
+
+class Reporter(TrainerCallback):
+    """One run of a tracker for all stages and restarts; given up with a warning as soon as the tracker fails."""
+
+    name: str
+    errors: tuple[type[Exception], ...]
+    """What it raises when it fails."""
+
+    def __init__(self) -> None:
+        self.run: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        entry = {**rewrite_logs(logs), "train/global_step": state.global_step}
+        self.try_to(lambda run: self.send(run, entry, state.global_step))
 
     @property
     def url(self) -> str | None:
-        """Where the run can be looked at; None while it is offline."""
+        """Where the run can be looked at; None while it is nowhere but here."""
+        return None
+
+    def send(self, run: Any, entry: dict[str, Any], step: int) -> None:
+        raise NotImplementedError
+
+    def finish(self, exit_code: int) -> None:
+        raise NotImplementedError
+
+    def try_to(self, act: Callable[[Any], Any]) -> None:
+        """After the first failure there is no tracker any more, and the run goes on."""
+        if self.run is None:
+            return
+        try:
+            act(self.run)
+        except self.errors as error:
+            log.warning("WARNING: %s failed (%s); training goes on without it", self.name, error)
+            self.run = None
+
+
+class WeightsAndBiases(Reporter):
+    """Weights & Biases; where its server does not answer as it should, in offline mode."""
+
+    name = "W&B"
+
+    def __init__(self, plan: WandbPlan, folder: Path, run_id: str, recipe: dict[str, Any]) -> None:
+        super().__init__()
+        import wandb
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+        from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+        # What its background process answers is not under its own base class.
+        self.errors = (wandb.Error, OSError, HandleAbandonedError, MailboxClosedError, ServerResponseError)
+        for mode in dict.fromkeys((plan.mode, "offline")):
+            try:
+                self.run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
+                    name=os.environ.get("WANDB_RUN_NAME"),
+                    id=run_id,
+                    resume="allow" if mode == "online" else None,
+                    mode=mode,  # type: ignore[arg-type]  # "off" has no callback
+                    dir=str(folder),
+                    config=recipe,
+                    settings=wandb.Settings(init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS),
+                )
+                return
+            except self.errors as error:
+                log.warning("WARNING: W&B could not start %s (%s); training goes on without it", mode, error)
+                wandb.teardown()  # its background process would refuse the same run again
+
+    @property
+    def url(self) -> str | None:
         return self.run.url if self.run is not None else None
 
     def attach(self, report: Path) -> None:
@@ -178,19 +255,32 @@ class WeightsAndBiases(TrainerCallback):
         if report.is_file():
             self.try_to(lambda run: run.save(str(report), base_path=str(report.parent), policy="now"))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.try_to(lambda run: run.log({**rewrite_logs(logs), "train/global_step": state.global_step}))
+    def send(self, run: Any, entry: dict[str, Any], step: int) -> None:
+        run.log(entry)
 
     def finish(self, exit_code: int) -> None:
         self.try_to(lambda run: run.finish(exit_code=exit_code))
         self.run = None
 
-    def try_to(self, act: Callable[[Any], Any]) -> None:
-        """After the first failure there is no W&B any more, and the run goes on."""
-        if self.run is None:
-            return
+
+class Trackio(Reporter):
+    """trackio, which keeps its runs on this machine, in TRACKIO_DIR, unless its own variables name a Space."""
+
+    name = "trackio"
+    errors = (OSError, RuntimeError, ValueError, sqlite3.Error)
+
+    def __init__(self, project: str, run_id: str, recipe: dict[str, Any]) -> None:
+        super().__init__()
+        import trackio  # type: ignore[import-not-found, import-untyped, unused-ignore]  # optional extra
+
         try:
-            act(self.run)
-        except (self.error, OSError) as error:
-            log.warning("WARNING: W&B failed (%s); training goes on without it", error)
-            self.run = None
+            self.run = trackio.init(project=project, name=run_id, config=recipe, resume="allow", embed=False)
+        except self.errors as error:
+            log.warning("WARNING: trackio could not start (%s); training goes on without it", error)
+
+    def send(self, run: Any, entry: dict[str, Any], step: int) -> None:
+        run.log(metrics=entry, step=step)
+
+    def finish(self, exit_code: int) -> None:
+        self.try_to(lambda run: run.finish())
+        self.run = None

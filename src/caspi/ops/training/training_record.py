@@ -23,8 +23,17 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         *("num_loader_workers", "feature_cache_mib"),
         *("logging_steps", "save_total_limit", "eval_batch_size", "early_stop_evaluations", "final_model"),
         *("push_to_hub", "hub_model_id", "max_undecodable_fraction", "max_first_loss", "health", "shutdown_seconds"),
-        *("price", "max_budget_usd", "step", "token_budget", "compile", "liger", "num_checkpointed_llm_layers"),
-        *("mirror", "mirroring"),
+        *(
+            "price",
+            "max_budget_usd",
+            "trackio_project",
+            "step",
+            "token_budget",
+            "compile",
+            "liger",
+            "num_checkpointed_llm_layers",
+        ),
+        *("mirror", "mirroring", "trackio_project"),
     }
 )
 """Fields of `config.Train` that may change when a run resumes. Batch size, accumulation and number of processes count
