@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from tiny_steps import build_trainer, gradients
 from tiny_training import build_inputs, train_in_child, train_in_children, weights
 from torch.nn.functional import scaled_dot_product_attention
@@ -300,3 +302,20 @@ def test_packed_and_padded_runs_end_with_the_same_weights_on_one_process_and_two
         # Adam turns rounding of a zero gradient into full steps, so the attention's key biases are left out.
         gaps = [float((ours[key] - theirs[key]).abs().max()) for key in theirs if "k_proj.bias" not in key]
         assert max(gaps) < 1e-4
+
+
+def test_under_autocast_logits_stay_in_16_bits_and_the_loss_does_not() -> None:
+    """What a stage does on a GPU, on a CPU's autocast."""
+    model, _ = build_tiny_asr()
+    take_packed_inputs(model)
+    inputs = PACKER.pack(clips(0.6, 3.3)).inputs
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    wrapped = accelerator.prepare_model(model)
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    with accelerator.autocast():
+        output = wrapped(**inputs)
+    assert (output.logits.dtype, output.loss.dtype) == (torch.bfloat16, torch.float32)
+    exact = model(**inputs)
+    assert float(output.loss) == pytest.approx(float(exact.loss), rel=0.02)
+    AcceleratorState._reset_state(reset_partial_state=True)  # later tests train in 32 bits

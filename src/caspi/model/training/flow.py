@@ -45,6 +45,8 @@ class StageFlow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look at weights and memory; then evaluate where a run that was stopped at an evaluation step did not."""
+        # Around `forward` accelerate would lift the logits of a step to float32 once more; `loss_of` has an autocast.
+        self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped, keep_fp32_wrapper=False)
         with whole(self.trainer.run.model):
             self.trainer.checksums = Checksums(self.trainer.run.model)
         if args.device.type == "cuda":
