@@ -37,6 +37,7 @@ NOT_RUN = {
     r"caspi .*--engine ray.*": "needs a Ray cluster; tests/test_ray_workers.py runs it on one",
     r"caspi .*--push-to-hub.*": "uploads; tests/test_hub.py runs it against a server of its own",
     r"(PET_\w+=\S+ )+caspi train.*": "needs several machines; tests/test_processes.py runs two processes",
+    r"caspi audit --labels .*": "needs labels that a listener exported; tests/test_audit_page.py runs the whole review",
     r"wandb sync.*": "uploads",
 }
 """Commands that only the parser sees, and why."""

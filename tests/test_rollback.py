@@ -237,7 +237,7 @@ def is_running(pid: int) -> bool:
 
 def test_a_healthy_server_is_started_and_left_running(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "my server.py").write_text(HEALTHY_SERVER, encoding="utf-8")
-    command = f"{sys.executable} '{tmp_path / 'my server.py'}' {{model}} {{port}}"
+    command = f"{sys.executable} '{tmp_path / 'my server.py'}' {{model}} {{port}} 127.0.0.1"
     options = {"serve": True, "serve_command": command, "port": free_port(), "backup": "none"}
     recipe = section(run_dir, option="best-checkpoint", **options)
 
@@ -248,7 +248,7 @@ def test_a_healthy_server_is_started_and_left_running(run_dir: Path, tmp_path: P
     assert event.command is not None
     try:
         assert event.url == f"http://127.0.0.1:{options['port']}"
-        assert event.command[2:] == [str(run_dir / "checkpoint-200"), str(options["port"])]
+        assert event.command[2:] == [str(run_dir / "checkpoint-200"), str(options["port"]), "127.0.0.1"]
         assert is_running(event.pid)
         with pytest.raises(RunFailed, match="something listens on port"):
             run(recipe)
@@ -267,7 +267,7 @@ def test_a_server_that_does_not_come_up_is_gone_and_the_pointer_unmoved(
     program: str, message: str, run_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "server.py").write_text(f"import os; print('PID', os.getpid(), flush=True)\n{program}\n")
-    command = f"{sys.executable} {tmp_path / 'server.py'} {{model}} {{port}}"
+    command = f"{sys.executable} {tmp_path / 'server.py'} {{model}} {{port}} 127.0.0.1"
     options = {"serve_command": command, "port": free_port(), "health_timeout_seconds": 2.0, "serve": True}
     recipe = section(run_dir, option="best-checkpoint", backup="none", **options)
 
@@ -289,7 +289,7 @@ def test_a_server_that_is_not_installed_is_one_line_and_exit_code_3(
     registry = run_dir.parent / "registry.jsonl"
     flags = ["--option", "best-checkpoint", "--run-dir", str(run_dir), "--registry", str(registry)]
 
-    assert cli.main(["rollback", *flags, "--serve-command", "no-such-server {model} {port}"]) == 3
+    assert cli.main(["rollback", *flags, "--serve-command", "no-such-server {model} 127.0.0.1:{port}"]) == 3
 
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "no-such-server is not installed here" in line

@@ -17,7 +17,7 @@ from caspi.config import Recipe, Rollback
 from caspi.ops.comparison.criteria import read_object
 from caspi.ops.release.archive import Archive, write_archive
 from caspi.ops.release.registry import Event, append_event, read_events, served_now
-from caspi.ops.release.server import Server, check_can_start, server_command, start_server
+from caspi.ops.release.server import Server, check_can_start, require_loopback, server_command, start_server
 from caspi.ops.training.artifacts import checkpoint_folders
 from caspi.ops.training.evaluations import last_checkpoint, rank_checkpoints
 from caspi.ops.training.run_folder import MODEL_FILES, RUN_FILE, model_files
@@ -60,6 +60,7 @@ def run(recipe: Recipe) -> int:
     target = choose_target(section)
     command = server_command(section.serve_command, target.model, section.port) if section.serve else None
     if command:
+        require_loopback(command, "rollback.serve_command")
         check_can_start(command, section.port)
     print(f"going back to {target.model}: {target.why}")
     archive = back_up(section)
