@@ -81,6 +81,17 @@ def test_each_action_occurs_on_the_clip_it_was_planted_on(cleaned: Cleaned) -> N
     assert sum(kept) / len(kept) >= 0.9
 
 
+def test_the_full_pass_judges_exactly_as_the_audit_did(cleaned: Cleaned) -> None:
+    report = json.loads(cleaned.report.read_text(encoding="utf-8"))
+    audited = {row["sample_id"]: row for row in report["detailed_metrics"]}
+    lines = [line for name in FILES[:3] for line in cleaned.lines(name)]
+    assert {line.parent_id for line in lines} == set(audited)
+    for line in lines:
+        assert list(line.reasons_before) == audited[line.parent_id]["reasons"]
+        if line.action == "keep":
+            assert line.alignment_confidence == audited[line.id]["alignment_confidence"]
+
+
 def test_no_cut_lies_more_than_80_ms_inside_a_true_word(cleaned: Cleaned) -> None:
     cuts = [
         depth_inside_a_word(seconds, cleaned.planted.spoken[line.parent_id])
