@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonschema
 import pytest
 from made_cleaning import Planted, depth_inside_a_word, planted_corpus
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.espeak
 
 FILES = ("cleaned.jsonl", "dropped.jsonl", "review.jsonl", "cleaning_summary.json")
 CALIBRATION = Calibration(
-    num_control_utterances=12, num_dose_utterances=6, num_self_test_sentences=0, word_false_acceptance=(0.2, 0.1, 0.05)
+    num_control_utterances=8, num_dose_utterances=3, num_self_test_sentences=0, word_false_acceptance=(0.2, 0.1, 0.05)
 )
 
 
@@ -54,7 +53,7 @@ def flags(manifest: Path, report: Path, output: Path) -> list[str]:
 def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
     folder = tmp_path_factory.mktemp("cleaning")
     (folder / "corpus").mkdir()
-    planted = planted_corpus(folder / "corpus", num_good=30, num_long=2, seed=5)
+    planted = planted_corpus(folder / "corpus", num_good=25, num_long=2, seed=5)
     settings: dict[str, Any] = {
         "manifest": planted.manifest,
         "output": folder / "report",
@@ -181,7 +180,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(cleaned: Cleaned, tm
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "was not finished" in done.stderr
     num_whole = whole.count(b"\n")
-    assert f"{num_whole} of 37 clips are known from before" in done.stderr
+    assert f"{num_whole} of 32 clips are known from before" in done.stderr
     assert cache.read_bytes().startswith(whole)
     keys = [json.loads(line)["key"] for line in cache.read_bytes().splitlines()]
     assert len(keys) == len(set(keys)) > num_whole
@@ -197,32 +196,6 @@ def test_a_second_run_aligns_nothing(cleaned: Cleaned, monkeypatch: pytest.Monke
     monkeypatch.setattr("caspi.model.aligners.workers.Worker.begin", refuse)
     assert main(flags(cleaned.planted.manifest, cleaned.report, cleaned.output)) == 0
     assert {name: (cleaned.output / name).read_bytes() for name in FILES} == before
-
-
-def test_the_filter_is_not_asked_about_its_own_work(
-    cleaned: Cleaned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = cleaned.output / "cleaned.jsonl"
-    settings: dict[str, Any] = {"manifest": manifest, "output": tmp_path, "sample_rate": 1.0, "num_processes": 1}
-    settings |= {"backend": "tts-dtw", "reference_voices": ("",)}
-    settings |= {"calibration": Calibration(num_control_utterances=0, num_dose_utterances=0)}
-    recipe = Recipe(audit=Audit(**settings, gate="point"))
-    assert audit.run(recipe) == 0
-    printed = capsys.readouterr().out
-    report = json.loads((tmp_path / "alignment_report.json").read_text(encoding="utf-8"))
-    validate(report)
-    residual = cleaned.summary()["residual"]
-    assert (report["decision"], report["decision_code"]) == ("CAUTION", "RESIDUAL_ESTIMATE")
-    assert report["low_quality_percentage"] == residual["point_pct"] > 0
-    assert report["estimate"]["raw"]["point"] < 3
-    assert "by construction: tts-dtw chose these utterances" in printed
-    assert f"Residual estimate: {residual['point_pct']:.1f}%" in printed
-    gate = ["gate", "--report", str(tmp_path / "alignment_report.json"), "--signoff-file", str(tmp_path / "signed")]
-    assert main(gate) == 1
-    assert main([*gate, "--signoff", "Dana"]) == 0
-    assert main(flags(manifest, tmp_path / "alignment_report.json", tmp_path)) == 2
-    assert main(["prepare", "--manifest", str(manifest), "--output", str(tmp_path / "data")]) == 2
-    assert "was written by caspi clean" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -278,13 +251,6 @@ def test_audio_that_changed_since_prepare_is_refused(
     assert main(flags(cleaned.planted.manifest, cleaned.report, tmp_path)) == 2
     path.write_bytes(before)
     assert "has changed since the manifest was made" in capsys.readouterr().err
-
-
-def validate(report: dict[str, Any]) -> None:
-    import importlib.resources
-
-    schema = json.loads(importlib.resources.files("caspi").joinpath("alignment_report.schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator(schema).validate(report)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:

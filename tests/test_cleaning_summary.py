@@ -13,8 +13,8 @@ def made_summary(accounts: list[Account], residual: dict[str, Any] | None = None
 
 
 def account(domain: str, action: Any, seconds: float, kept: float, dropped: float = 0, review: float = 0) -> Account:
-    parts = (microseconds(part) for part in (seconds, kept, dropped, review))
-    return Account(domain, action, *parts, num_kept=int(kept > 0))
+    whole, *fates = (microseconds(part) for part in (seconds, kept, dropped, review))
+    return Account(domain, action, whole, fates[0], fates[1], fates[2], int(kept > 0))
 
 
 def test_hours_add_up_for_all_domains_and_actions() -> None:
