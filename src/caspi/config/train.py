@@ -214,6 +214,9 @@ class Train(Section):
             raise ValueError("train.compile and train.liger replace the same kernels: choose one of them")
         if not self.stages:
             raise ValueError("train.stages is empty: expected at least one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"train.stages has two stages of one name: {', '.join(names)}; checkpoints go by it")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("train.push_to_hub needs train.hub_model_id, for example username/qwen3-asr-hebrew-round2")
         return self

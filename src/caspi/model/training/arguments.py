@@ -1,5 +1,7 @@
 """What the Hugging Face Trainer is told."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import TrainingArguments
 
@@ -40,3 +42,16 @@ def training_arguments(config: Train, num_epochs: int) -> TrainingArguments:
     # One process drives one GPU; without a launcher the Trainer would spread the batch with DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+class RateSetter:
+    """Stands where the Trainer expects a scheduler; the rates are set before each step from the step number."""
+
+    def __init__(self, used_rates: Callable[[], dict[str, float]]) -> None:
+        self.used_rates = used_rates
+
+    def step(self) -> None:
+        pass
+
+    def get_last_lr(self) -> list[float]:
+        return list(self.used_rates().values())

@@ -5,7 +5,7 @@ processes a batch is padded alike, so the numbers are the same to the bit, and a
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,9 +36,31 @@ class BatchLoss(NamedTuple):
     num_tokens: int
 
 
-def share_of(batches: Sequence[Batch]) -> list[tuple[int, Batch]]:
-    """The batches that this process computes, with their place in the plan."""
-    return list(enumerate(batches))[process_rank() :: num_processes()]
+def never() -> int:
+    """The exit code of a signal, where none is waited for."""
+    return 0
+
+
+class EvaluationStopped(Exception):
+    """A signal came; on all processes at the same batch."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"the evaluation was stopped, exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def share_of(batches: Sequence[Batch], exit_code: Callable[[], int]) -> Iterator[tuple[int, Batch]]:
+    """The batches that this process computes, with their place in the plan.
+
+    Raises:
+        EvaluationStopped: `exit_code`, which all processes are asked for before each batch, is not 0 on all of them.
+    """
+    share = list(enumerate(batches))[process_rank() :: num_processes()]
+    for turn in range(-(-len(batches) // num_processes())):
+        if code := exit_code():
+            raise EvaluationStopped(code)
+        if turn < len(share):
+            yield share[turn]
 
 
 class DevSet:
@@ -68,19 +90,24 @@ class DevSet:
         self.batch_size = batch_size
         self.decoding: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
 
-    def evaluate(self, model: Qwen3ASRForConditionalGeneration) -> dict[str, float]:
+    def evaluate(
+        self, model: Qwen3ASRForConditionalGeneration, exit_code: Callable[[], int] = never
+    ) -> dict[str, float]:
         """eval_loss (nats per target token), eval_wer, eval_cer, eval_wer_DOMAIN (fractions), eval_runtime (seconds).
 
-        On a GPU in bfloat16, as training computes.
+        On a GPU in bfloat16, as training computes. `exit_code` gives the same on all processes, not 0 to stop.
+
+        Raises:
+            EvaluationStopped: it was not 0.
         """
         start = time.perf_counter()
         on_gpu = model.device.type == "cuda"
         with uncompiled(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_gpu):
-            metrics = {"eval_loss": self.loss(model), **self.error_rates(model)}
+            metrics = {"eval_loss": self.loss(model, exit_code), **self.error_rates(model, exit_code)}
         return metrics | {"eval_runtime": time.perf_counter() - start}
 
     @torch.no_grad()
-    def loss(self, model: Qwen3ASRForConditionalGeneration) -> float:
+    def loss(self, model: Qwen3ASRForConditionalGeneration, exit_code: Callable[[], int] = never) -> float:
         """Cross-entropy per target token over the whole split."""
         lengths = [estimated_tokens(item.duration, item.text) for item in self.utterances]
         by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -89,7 +116,7 @@ class DevSet:
         was_training = model.training
         model.eval()
         try:
-            for batch_index, places in share_of(groups):
+            for batch_index, places in share_of(groups, exit_code):
                 examples = [self.example(by_length[place]) for place in places]
                 parts = [model_inputs(part, model.device) for part in self.parts.make(examples)]
                 total = sum(float(model(**inputs, num_items_in_batch=1).loss) for inputs in parts)
@@ -105,8 +132,8 @@ class DevSet:
             raise RunFailed(f"evaluation clip {item.id} cannot be decoded ({item.reason}): {item.detail}")
         return item
 
-    def error_rates(self, model: Qwen3ASRForConditionalGeneration) -> dict[str, float]:
-        shares = all_gather_objects(self.transcribe_share(model))
+    def error_rates(self, model: Qwen3ASRForConditionalGeneration, exit_code: Callable[[], int]) -> dict[str, float]:
+        shares = all_gather_objects(self.transcribe_share(model, exit_code))
         hypotheses = {index: text for share in shares for index, text in share.items()}
         rates = {
             "eval_wer": self.rate(wer, hypotheses, self.transcribed),
@@ -121,12 +148,14 @@ class DevSet:
         references = [self.utterances[index].text for index in indices]
         return float(measure(references, [hypotheses[index] for index in indices], PROFILE))
 
-    def transcribe_share(self, model: Qwen3ASRForConditionalGeneration) -> dict[int, str]:
+    def transcribe_share(
+        self, model: Qwen3ASRForConditionalGeneration, exit_code: Callable[[], int] = never
+    ) -> dict[int, str]:
         """What the model wrote, by utterance index."""
         durations = [self.utterances[index].duration for index in self.transcribed]
         batches = list(plan_batches(durations, self.batch_size, MAX_BATCH_SECONDS))
         found: dict[int, str] = {}
-        for _, places in share_of(batches):
+        for _, places in share_of(batches, exit_code):
             indices = [self.transcribed[place] for place in places]
             audios = [self.samples(index) for index in indices]
             results = transcribe(model, self.encoder.processor, audios, batch_size=len(indices), **self.decoding)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from caspi.model.training.processes import max_over_processes
 from caspi.model.training.sharding import whole
 from caspi.model.training.stages import StageSpan
 from caspi.model.training.weights import Checksums
@@ -66,7 +65,7 @@ class StageFlow(TrainerCallback):
         wears_out = self.wears_out(state)
         is_end = step >= self.trainer.span.last_step or wears_out
         is_last = step >= self.trainer.run.spans[-1].last_step
-        exit_code = 0 if is_last else max_over_processes(self.trainer.run.stop.exit_code, args.device)
+        exit_code = 0 if is_last else self.trainer.agreed_exit_code()
         if exit_code:
             self.trainer.exit_code = exit_code
             log.info("Saving checkpoint...")

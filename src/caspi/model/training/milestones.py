@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from caspi.config import Train
 from caspi.model.training.forecast import Forecast, in_words
-from caspi.model.training.layers import FROZEN, check_group_names, describe, group_table, is_head_tied
+from caspi.model.training.layers import FROZEN, GROUPS, LORA, check_group_names, describe, group_table, is_head_tied
 from caspi.model.training.processes import num_processes
 from caspi.model.training.run import Run
 from caspi.model.training.stages import StageSpan, stage_spans
@@ -44,7 +44,8 @@ def print_configuration(config: Train) -> None:
 def groups_in_words(config: Train, span: StageSpan) -> str:
     groups = span.stage.learning_rates
     check_group_names(groups)
-    return " + ".join(describe(group, config.num_llm_top_layers, config.num_audio_top_layers) for group in groups)
+    in_order = [group for group in (*GROUPS, LORA) if group in groups]
+    return " + ".join(describe(group, config.num_llm_top_layers, config.num_audio_top_layers) for group in in_order)
 
 
 def announce_stage(this: Run, span: StageSpan, steps_done: int) -> None:

@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, PrinterCallback, ProgressCallback, Trainer
 
-from caspi.model.training.arguments import training_arguments
+from caspi.model.training.arguments import RateSetter, training_arguments
 from caspi.model.training.batch import StepBatch
+from caspi.model.training.dev_set import EvaluationStopped, never
 from caspi.model.training.first_loss import check_first_loss, check_packed_loss
 from caspi.model.training.flow import Meter, StageFlow
 from caspi.model.training.gradients import Gradients
@@ -33,6 +34,7 @@ from caspi.model.training.processes import (
     barrier,
     is_main_process,
     leave_signals_to_parent,
+    max_over_processes,
     num_processes,
     process_rank,
     sum_over_processes,
@@ -117,7 +119,7 @@ class StageTrainer(Trainer):
         return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        self.lr_scheduler = cast(Any, RateSetter(self))
+        self.lr_scheduler = cast(Any, RateSetter(lambda: self.used_rates))
         return self.lr_scheduler
 
     def get_batch_samples(
@@ -202,15 +204,36 @@ class StageTrainer(Trainer):
         fullest = {"gpu_memory_gib": max(each.values()), "gpu_memory_fraction": max(share for _, share in peaks)}
         return fullest | (each if len(peaks) > 1 else {})
 
+    def agreed_exit_code(self) -> int:
+        """Of a signal that any process got, on all of them; 0: there was none."""
+        return max_over_processes(self.run.stop.exit_code, self.args.device)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """
+        Raises:
+            EvaluationStopped: a signal came.
+        """
+        is_last = self.state.global_step >= self.run.spans[-1].last_step
         with self.meter.paused(), whole(self.run.model):
-            metrics = self.run.dev_set.evaluate(self.run.model)
+            metrics = self.run.dev_set.evaluate(self.run.model, never if is_last else self.agreed_exit_code)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """A signal ends an evaluation, too: the step is saved, and evaluated when the run goes on."""
+        try:
+            return dict(super()._evaluate(*arguments, **named))
+        except EvaluationStopped as stopped:
+            log.info("Saving checkpoint...")
+            self.exit_code = stopped.exit_code
+            self.control.should_training_stop = True
+            return {}
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Lowest eval_wer; between equal ones the lower eval_loss."""
+        """Lowest eval_wer; between equal ones the lower eval_loss. Nothing, after an evaluation that was stopped."""
+        if not metrics:
+            return False
         at_best = [entry for entry in self.state.log_history if entry["step"] == self.state.best_global_step]
         best_loss = next((entry["eval_loss"] for entry in at_best if "eval_loss" in entry), -math.inf)
         if metrics["eval_wer"] == self.state.best_metric and metrics["eval_loss"] < best_loss:
@@ -263,6 +286,8 @@ class StageTrainer(Trainer):
         save_optimizer(self.own_optimizer, Path(output_dir), writes=self.args.should_save)
 
     def _save_rng_state(self, output_dir: str) -> None:
+        """Of each process; one may be here before the main process has made the folder."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_random_state(Path(output_dir) / file_name(process_rank()))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -292,16 +317,3 @@ class StageTrainer(Trainer):
         """Nothing of the Trainer's summary: a stage is not the run, and the state file ends with the evaluation."""
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-
-
-class RateSetter:
-    """Stands where the Trainer expects a scheduler; the rates are set before each step from the step number."""
-
-    def __init__(self, trainer: StageTrainer) -> None:
-        self.trainer = trainer
-
-    def step(self) -> None:
-        pass
-
-    def get_last_lr(self) -> list[float]:
-        return list(self.trainer.used_rates.values())
