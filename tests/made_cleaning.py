@@ -61,7 +61,7 @@ def planted_corpus(folder: Path, num_good: int, num_long: int, seed: int, num_ea
                 audio_filepath=path.name,
                 text=normalize_transcript(text),
                 duration=seconds,
-                domain="long_tail" if id_.startswith("long") else "kan_clean",
+                domain="kan_clean",
                 source_sha256=sha256_of_file(path),
                 needs_resegmentation=seconds > LONG_SECONDS,
             )
