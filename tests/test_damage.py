@@ -110,9 +110,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: change_marker(c, lambda m: m["files"][STATE].update(sha256="0" * 64)),
         "trainer_state.json is not as it was written: its SHA-256 differs",
     ),
-    "a marker without the moments": (
-        lambda c: change_marker(c, lambda m: m["files"].pop(OPTIMIZER_FILE)),
-        "its marker names no optimizer.safetensors",
+    "a marker without the history": (
+        lambda c: change_marker(c, lambda m: m["files"].pop(STATE)),
+        "its marker names no trainer_state.json",
+    ),
+    "weights that the marker does not name": (
+        lambda c: shutil.copy(c / WEIGHTS, c / "model-2.safetensors"),
+        "model-2.safetensors is not among the files that COMPLETE.json names",
     ),
     "a marker that reaches outside": (reach_outside, "../secret is not in the checkpoint"),
     "a marker that is a pipe": (make_a_pipe, "is a FIFO, expected a file"),
