@@ -17,7 +17,16 @@ from caspi.config.evaluate import Compare, CriteriaThresholds, Evaluate, Request
 from caspi.config.operations import Check, Env, Launch, Plan, Report, Watch
 from caspi.config.prices import PRICES, Price
 from caspi.config.release import Export, Rollback
-from caspi.config.synthetic import Demo, PlantedAudit, SyntheticSpeech, TinyBase
+from caspi.config.synthetic import (
+    AlignerStage,
+    Demo,
+    PlantedAudit,
+    SplicedClips,
+    SyntheticSpeech,
+    TinyAligner,
+    TinyBase,
+    TinyTraining,
+)
 from caspi.config.train import STRATEGY_A, STRATEGY_B, Augmentation, Health, Mirroring, Stage, Train
 from caspi.files import read_text
 
@@ -25,6 +34,7 @@ __all__ = [
     "PRICES",
     "STRATEGY_A",
     "STRATEGY_B",
+    "AlignerStage",
     "Audit",
     "AuditPage",
     "Augmentation",
@@ -59,9 +69,12 @@ __all__ = [
     "Review",
     "Rollback",
     "Section",
+    "SplicedClips",
     "Stage",
     "SyntheticSpeech",
+    "TinyAligner",
     "TinyBase",
+    "TinyTraining",
     "Train",
     "Validity",
     "Watch",

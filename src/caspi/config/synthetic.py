@@ -85,10 +85,24 @@ class Demo(Section):
     speech: SyntheticSpeech = SyntheticSpeech()
 
 
-class TinyBase(Section):
-    """How the tiny checkpoint that stands for the published model learns clean, and hardly any noisy, speech."""
+class TinyTraining(Section):
+    """AdamW for models of half a million parameters."""
 
     seed: int = 0
+    batch_size: Count = 24
+    length_group: Count = 4
+    """Batches that are drawn at once and formed by duration, of which one is used."""
+    warmup_steps: Count = 50
+    final_rate_fraction: Fraction = 0.05
+    """Rates fall in a straight line to this share of their peak."""
+    weight_decay: float = 0.01
+    adam_beta2: Fraction = 0.98
+    max_grad_norm: Positive = 1.0
+
+
+class TinyBase(TinyTraining):
+    """How the tiny checkpoint that stands for the published model learns clean, and hardly any noisy, speech."""
+
     vocabulary_size: Count = 40
     """First words of the lexicon; the base knows no others."""
     num_words: tuple[int, int] = (1, 5)
@@ -99,20 +113,82 @@ class TinyBase(Section):
     """Share of `whatsapp_noisy` among them; a base that never met noise answers it with endless repetitions."""
     num_test_utterances: Count = 100
     """Of each of the test sets that the WERs in build.json come from."""
-    batch_size: Count = 24
-    length_group: Count = 4
-    """Batches that are drawn at once and formed by duration, of which one is used."""
     num_encoder_steps: Count = 700
     """First the encoder alone: its frames learn to name words (CTC)."""
     encoder_learning_rate: Positive = 3e-3
     num_steps: Count = 1800
     """Then everything, by the loss on the transcript."""
     learning_rate: Positive = 2e-3
-    warmup_steps: Count = 50
-    final_rate_fraction: Fraction = 0.05
-    """Rates fall in a straight line to this share of their peak."""
     ctc_weight: Fraction = 0.3
     """Weight of the encoder's loss beside the transcript's."""
-    weight_decay: float = 0.01
-    adam_beta2: Fraction = 0.98
-    max_grad_norm: Positive = 1.0
+
+
+class SplicedClips(Section):
+    """Clips from which the tiny aligner learns. Pairs are the two ends of a uniform range."""
+
+    sentence_fraction: Fraction = 0.5
+    """Clips that are a stretch of a spoken sentence; the others are spliced from single words."""
+    sentence_speeds: tuple[float, float] = (0.8, 1.25)
+    word_speeds: tuple[float, float] = (0.75, 1.25)
+    """Of each spliced word by itself."""
+    pause_fraction: Fraction = 0.5
+    """Spliced clips with pauses between the words; the others have none."""
+    max_pause_seconds: Positive = 0.6
+    lead_fraction: Fraction = 0.7
+    """Clips that do not begin with the first word at once."""
+    max_lead_seconds: Positive = 1.0
+    max_tail_seconds: Positive = 0.5
+    noise_seconds: Positive = 0.1
+    """Beginning of a sentence whose noise fills silence."""
+    level_spread_db: Positive = 6.0
+    foreign_fraction: Fraction = 0.3
+    """Transcripts with words that nobody speaks."""
+
+
+class AlignerStage(Section):
+    """A part of the curriculum."""
+
+    max_words: Count
+    """Spoken words of the longest clips; the shortest have two."""
+    num_steps: Count
+    complete_fraction: Fraction
+    """Transcripts that hold every spoken word."""
+
+
+class TinyAligner(TinyTraining):
+    """How the tiny forced aligner learns to find words of clean speech, from the tiny base on."""
+
+    vocabulary_size: Count = 40
+    """First words of the lexicon, those that the base knows."""
+    num_sentences: Count = 1200
+    """Spoken sentences that clips are made of."""
+    sentence_words: Count = 8
+    noisy_fraction: Fraction = 0.15
+    """Share of `whatsapp_noisy` among them."""
+    num_clips: Count = 1500
+    """Clips of each stage, seen again and again."""
+    clips: SplicedClips = SplicedClips()
+    stages: tuple[AlignerStage, ...] = (
+        AlignerStage(max_words=3, num_steps=600, complete_fraction=0.1),
+        AlignerStage(max_words=5, num_steps=500, complete_fraction=0.3),
+        AlignerStage(max_words=8, num_steps=900, complete_fraction=0.5),
+    )
+    learning_rate: Positive = 2e-3
+    boundary_spread_bins: Positive = 1.0
+    """Standard deviation of the target around a boundary, in time classes of 80 ms."""
+    absent_weight: Fraction = 0.3
+    """Of the loss of words that are not spoken, whose times should be flat."""
+    spoken_weight: Fraction = 0.3
+    """Of the encoder's own loss: its frames name the spoken words (CTC)."""
+    position_weight: Fraction = 0.3
+    """Of the loss of audio positions that tell their own time; afterwards nothing asks them."""
+    position_fraction: Fraction = 0.25
+    """Audio positions of a batch that are asked."""
+    attention_weight: Fraction = 1.0
+    """Of the loss of one attention head whose slots should look at the frames of their word."""
+    attention_layer: int = 1
+    """Layer of that head, from 0."""
+    num_test_utterances: Count = 160
+    """Of each of the two test sets that the values in build.json come from."""
+    num_test_words: tuple[int, int] = (4, 8)
+    """Shortest and longest test sentence in words."""

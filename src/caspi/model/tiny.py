@@ -3,11 +3,8 @@
 It transcribes clean synthetic Hebrew speech, and noisy speech badly. Made anew by `python -m caspi.model.tiny FOLDER`.
 """
 
-import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,11 @@ from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
 from caspi.config import Language, SyntheticSpeech, TinyBase
 from caspi.model.checkpoints.checkpoint import save_asr
 from caspi.model.tiny_models import build_tiny_aligner, build_tiny_asr
+from caspi.model.tiny_training import Progress, build_record, draw_batches, one_thread, optimize
 from caspi.model.training.batch import Encoder, Example
 from caspi.model.transcribers.local import transcribe
 from caspi.records import write_json
 from caspi.speech.scoring.score import wer
-from caspi.speech.seeds import seeded_generator
 from caspi.speech.synthetic.synth import SyntheticUtterance, UtterancePlan, draw_speakers, plan_utterances, render
 from caspi.speech.synthetic.synth_corpus import plan_test_sets
 
@@ -32,12 +29,9 @@ __all__ = ["build_tiny_aligner", "build_tiny_asr", "rebuild_base", "tiny_base"]
 
 SOURCE = "tiny-base"
 BUILD_FILE = "build.json"
-VERSIONS_OF = ("torch", "transformers", "tokenizers", "espeakng-loader", "numpy", "soxr")
 TEST_BATCH_SIZE = 25
 TEST_MAX_NEW_TOKENS = 24
 HEBREW, SPEECH, SETTINGS = Language(), SyntheticSpeech(), TinyBase()
-
-Progress = Callable[[str], None]
 
 
 def tiny_base() -> Path:
@@ -64,7 +58,8 @@ def rebuild_base(
         model, processor = train_base(settings, speech, language, progress)
         word_error_rates = measure(model, processor, settings, speech, language)
     save_asr(model, processor, folder)
-    write_json(folder / BUILD_FILE, build_record(settings, word_error_rates))
+    rates = {"wer": {name: round(value, 4) for name, value in word_error_rates.items()}}
+    write_json(folder / BUILD_FILE, build_record("python -m caspi.model.tiny FOLDER", settings, rates))
     progress(f"{folder}: WER {', '.join(f'{name} {value:.1%}' for name, value in word_error_rates.items())}")
     return word_error_rates
 
@@ -82,7 +77,7 @@ def train_base(
         lambda batch: encoder_loss(model, encoder, batch),
         settings.num_encoder_steps,
         settings.encoder_learning_rate,
-        draw_batches(examples, settings, "encoder"),
+        draw_batches(examples, settings, "tiny-base-batches", "encoder"),
         settings,
         progress,
     )
@@ -91,7 +86,7 @@ def train_base(
         lambda batch: joint_loss(model, encoder, batch, settings.ctc_weight),
         settings.num_steps,
         settings.learning_rate,
-        draw_batches(examples, settings, "everything"),
+        draw_batches(examples, settings, "tiny-base-batches", "everything"),
         settings,
         progress,
     )
@@ -123,42 +118,6 @@ def encode(
         if number % 1000 == 0 or number == len(plans):
             progress(f"spoken: {number} of {len(plans)} utterances")
     return examples
-
-
-def draw_batches(examples: Sequence[Example], settings: TinyBase, purpose: str) -> Iterator[list[Example]]:
-    """Endless batches of clips of like length, drawn without regard to earlier ones."""
-    rng = seeded_generator(settings.seed, "tiny-base-batches", purpose)
-    size = settings.batch_size
-    while True:
-        drawn = rng.choice(len(examples), size * settings.length_group, replace=False)
-        by_length = sorted(drawn.tolist(), key=lambda index: (examples[index].features.shape[1], index))
-        first = int(rng.integers(settings.length_group)) * size
-        yield [examples[index] for index in by_length[first : first + size]]
-
-
-def optimize(
-    model: torch.nn.Module,
-    loss_of: Callable[[list[Example]], torch.Tensor],
-    num_steps: int,
-    peak_rate: float,
-    batches: Iterator[list[Example]],
-    settings: TinyBase,
-    progress: Progress,
-) -> None:
-    """AdamW with a linear rise and fall of the rate."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=peak_rate, betas=(0.9, settings.adam_beta2), weight_decay=settings.weight_decay
-    )
-    for step in range(num_steps):
-        rise = min(1.0, (step + 1) / settings.warmup_steps)
-        optimizer.param_groups[0]["lr"] = peak_rate * rise * max(settings.final_rate_fraction, 1 - step / num_steps)
-        loss = loss_of(next(batches))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 100 == 0:
-            progress(f"step {step + 1} of {num_steps}: loss {loss.item():.3f}")
 
 
 def joint_loss(
@@ -236,27 +195,6 @@ def word_error_rate(
         max_new_tokens=TEST_MAX_NEW_TOKENS,
     )
     return wer([utterance.text for utterance in utterances], [one.text for one in found], "ivrit")
-
-
-def build_record(settings: TinyBase, word_error_rates: dict[str, float]) -> dict[str, Any]:
-    return {
-        "command": "python -m caspi.model.tiny FOLDER",
-        "settings": settings.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
-        "machine": platform.machine(),
-        "wer": {name: round(value, 4) for name, value in word_error_rates.items()},
-    }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums over several threads are added in changing order; and for models this small one thread is faster."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 if __name__ == "__main__":

@@ -83,13 +83,25 @@ def save_asr(
 ) -> None:
     """Write a checkpoint in the transformers layout that transformers, vLLM and `load_asr` read.
 
-    Tied weights are written once (vLLM refuses a file with `lm_head.weight`), tensor names are transformers' own
-    (the default would restore `thinker.*` beside a configuration that does not match), and every file appears by
-    rename. `tensors` are written instead of the model's own where those are in parts.
+    Tied weights are written once: vLLM refuses a file with `lm_head.weight`.
+    """
+    model.generation_config = greedy_generation(processor.tokenizer)
+    save_checkpoint(model, processor, folder, tensors)
+
+
+def save_checkpoint(
+    model: Qwen3ASRForConditionalGeneration | Qwen3ASRForTokenClassification,
+    processor: Qwen3ASRProcessor,
+    folder: str | Path,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a recogniser or a forced aligner.
+
+    Tensor names are transformers' own (the default would restore `thinker.*` beside a configuration that does not
+    match), and every file appears by rename. `tensors` are written instead of the model's own where those are in parts.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config = greedy_generation(processor.tokenizer)
     processor.tokenizer.backend_tokenizer.no_padding()  # left over from the last batch, and would be written
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, quiet_transformers():
         model.save_pretrained(temporary, save_original_format=False, state_dict=tensors)
