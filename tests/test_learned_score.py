@@ -1,7 +1,9 @@
 """Scores learned from wrong pairs: they find what carries, and they must not find anything where nothing is heard."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from caspi.model.checkpoints.checkpoint import quiet_transformers
 from caspi.model.tiny_models import build_tiny_aligner
 from caspi.speech.alignment.calibration import Measured, assign_folds, fit_thresholds
 from caspi.speech.alignment.controls import DECOY, ORIGINAL, REVERSED, DecoyChooser, PlannedPair, Transcript
+from caspi.speech.alignment.frozen_audit import ScoreModelView, read_score_model
 from caspi.speech.alignment.learned_score import feature_auc, features_of, learn_scores, rescored
 from caspi.speech.alignment.logistic import fit_logistic
 from caspi.speech.alignment.quality import Alignment, Pair
@@ -130,6 +133,40 @@ def test_a_fold_is_scored_by_what_the_other_one_taught() -> None:
     assert after.words[0] == before.words[0]
     assert after.utterances[0] == before.utterances[0]
     assert after.utterances[1] != before.utterances[1]
+
+
+def test_a_value_far_outside_what_was_taught_counts_as_the_nearest_taught_one() -> None:
+    """A clip unlike all others must not score higher than all of them: one such decoy makes a small audit invalid."""
+    items = simulate(60, 2.0)
+    model = learn_scores(items, CALIBRATION)
+    assert model is not None
+    pair = items[0].pairs[DECOY]
+    assert pair.alignment.features is not None
+
+    def score(order_agreement: float) -> float:
+        changed = {**pair.alignment.features, "order_agreement": order_agreement}  # type: ignore[dict-item]
+        odd = replace(pair, alignment=pair.alignment._replace(features=changed))
+        return model.score(odd, items[0].fold).alignment.score
+
+    taught = [
+        item.pairs[control].alignment.features["order_agreement"]  # type: ignore[index]
+        for item in items
+        for control in (ORIGINAL, DECOY)
+        if item.fold != items[0].fold
+    ]
+    assert score(1e6) == pytest.approx(score(max(taught)), abs=1e-4)
+    assert score(-1e6) == pytest.approx(score(min(taught)), abs=1e-4)
+    assert score(max(taught)) > score(min(taught)) + 1
+
+
+def test_the_report_holds_the_model_that_scored() -> None:
+    model = learn_scores(simulate(60, 2.0), CALIBRATION)
+    assert model is not None
+    written = json.loads(json.dumps(model.as_json()))
+    assert read_score_model(ScoreModelView.model_validate(written), Path("report.json")) == model
+    written["utterance_ranges"]["fold 1"].pop()
+    with pytest.raises(ValueError, match=r"report\.json holds a damaged score model"):
+        read_score_model(ScoreModelView.model_validate(written), Path("report.json"))
 
 
 def test_one_recording_is_spread_over_both_folds() -> None:

@@ -212,7 +212,9 @@ def test_the_shipped_aligner_finds_words_and_tells_decoys_apart_on_sentences_tha
 
 def audit_with_shipped_aligner(folder: Path, defects: float, seed: int) -> tuple[int, dict[str, Any]]:
     """Exit code and report of `caspi audit` on clean speech of the words that the aligner knows."""
-    plans = plan_audit_corpus(60, defects, seed, domain_shares={"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8))
+    plans = plan_audit_corpus(
+        120, defects, seed, domain_shares={"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8)
+    )
     rows = write_corpus(folder / "corpus", plans, num_processes=1)
     utterances = [
         Utterance(
@@ -229,7 +231,7 @@ def audit_with_shipped_aligner(folder: Path, defects: float, seed: int) -> tuple
     flags = ["--manifest", str(rows.parent / "manifest.jsonl"), "--output", str(folder / "audit")]
     flags += ["--backend", "qwen", "--aligner-model", str(tiny_aligner()), "--num-processes", "1"]
     flags += ["--sample-rate", "1.0", "--calibration.num-self-test-sentences", "0"]
-    flags += ["--calibration.num-control-utterances", "20", "--calibration.num-dose-utterances", "10"]
+    flags += ["--calibration.num-control-utterances", "20", "--calibration.num-dose-utterances", "0"]
     code = main(["audit", *flags])
     return code, json.loads((folder / "audit" / "alignment_report.json").read_text(encoding="utf-8"))
 

@@ -36,6 +36,8 @@ class ScoreModelView(_View):
     utterance_features: tuple[str, ...]
     words: dict[str, tuple[float, ...]]
     utterances: dict[str, tuple[float, ...]]
+    word_ranges: dict[str, tuple[tuple[float, float], ...]]
+    utterance_ranges: dict[str, tuple[tuple[float, float], ...]]
 
 
 class ControlView(_View):
@@ -149,11 +151,16 @@ def read_score_model(found: ScoreModelView | None, path: Path) -> ScoreModel | N
     if found is None:
         return None
     models = []
-    for names, written in ((found.word_features, found.words), (found.utterance_features, found.utterances)):
-        folds = {fold: written.get(f"fold {fold}", ()) for fold in range(NUM_FOLDS)}
-        if len(written) != NUM_FOLDS or any(len(values) != len(names) + 1 for values in folds.values()):
+    for names, written, ranges in (
+        (found.word_features, found.words, found.word_ranges),
+        (found.utterance_features, found.utterances, found.utterance_ranges),
+    ):
+        folds = {f"fold {fold}": len(names) for fold in range(NUM_FOLDS)}
+        sizes = {key: len(values) - 1 for key, values in written.items()}
+        if folds != sizes or folds != {key: len(values) for key, values in ranges.items()}:
             raise ValueError(f"audit report {path} holds a damaged score model; run caspi audit again")
-        models.append({fold: Logistic(values[:-1], values[-1]) for fold, values in folds.items()})
+        keys = enumerate(folds)
+        models.append({fold: Logistic(written[key][:-1], written[key][-1], ranges[key]) for fold, key in keys})
     return ScoreModel(found.word_features, found.utterance_features, models[0], models[1])
 
 

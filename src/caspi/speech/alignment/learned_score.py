@@ -59,12 +59,16 @@ class ScoreModel(NamedTuple):
         return replace(pair, alignment=alignment)
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        written: dict[str, Any] = {
             "word_features": list(self.word_features),
             "utterance_features": list(self.utterance_features),
-            "words": {f"fold {fold}": [*one.weights, one.intercept] for fold, one in self.words.items()},
-            "utterances": {f"fold {fold}": [*one.weights, one.intercept] for fold, one in self.utterances.items()},
         }
+        for kind, models in (("word", self.words), ("utterance", self.utterances)):
+            written[f"{kind}s"] = {f"fold {fold}": [*one.weights, one.intercept] for fold, one in models.items()}
+            written[f"{kind}_ranges"] = {
+                f"fold {fold}": list(map(list, one.ranges or ())) for fold, one in models.items()
+            }
+        return written
 
 
 def learn_scores(measured: Sequence[Measured], settings: Calibration) -> ScoreModel | None:
@@ -84,7 +88,8 @@ def learn_scores(measured: Sequence[Measured], settings: Calibration) -> ScoreMo
 
 
 def _fit(right: Floats, wrong: Floats, settings: Calibration) -> Logistic:
-    return fit_logistic(right, wrong, settings.score_penalty / (len(right) + len(wrong))).as_printed()
+    fitted = fit_logistic(right, wrong, settings.score_penalty / (len(right) + len(wrong)))
+    return fitted.within(np.concatenate([right, wrong])).as_printed()
 
 
 def rescored(measured: Sequence[Measured], model: ScoreModel) -> list[Measured]:

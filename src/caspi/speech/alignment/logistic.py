@@ -21,12 +21,22 @@ class Logistic(NamedTuple):
     weights: tuple[float, ...]
     """[num_features] per unit of the feature as it was given."""
     intercept: float
+    ranges: tuple[tuple[float, float], ...] | None = None
+    """[num_features] least and largest value; a feature beyond counts as the nearer one. None: unlimited."""
 
     def as_printed(self) -> "Logistic":
         """With as many digits as a report has, so that whoever reads it judges as the audit did."""
-        return Logistic(
-            tuple(round(one, PRINTED_DIGITS) for one in self.weights), round(self.intercept, PRINTED_DIGITS)
+        ranges = self.ranges and tuple(
+            (round(low, PRINTED_DIGITS), round(high, PRINTED_DIGITS)) for low, high in self.ranges
         )
+        weights = tuple(round(one, PRINTED_DIGITS) for one in self.weights)
+        return Logistic(weights, round(self.intercept, PRINTED_DIGITS), ranges)
+
+    def within(self, taught: Floats) -> "Logistic":
+        """Limited to what the taught features [num_pairs, num_features] range over: a line fitted to them says nothing
+        about values far outside."""
+        lowest, highest = taught.min(axis=0).tolist(), taught.max(axis=0).tolist()
+        return self._replace(ranges=tuple(zip(lowest, highest, strict=True)))
 
     def logit(self, features: Floats) -> Floats:
         """
@@ -36,6 +46,8 @@ class Logistic(NamedTuple):
         Returns:
             [num_pairs]; above 0 where a right pair is likelier than a wrong one.
         """
+        if self.ranges is not None:
+            features = np.clip(features, *np.array(self.ranges).T)
         return np.asarray(features @ np.array(self.weights) + self.intercept)
 
     def probability(self, features: Floats) -> Floats:
