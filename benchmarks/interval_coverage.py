@@ -6,10 +6,12 @@ Two errors are kept apart. Sampling: which utterances were drawn; the interval m
 flags in the whole manifest at the nominal rate, whatever the detector is worth. Detector: what it flags is not what is
 bad; with a perfect one nothing changes, with a real one the share flagged is p * TPR + (1 - p) * FPR, and the interval
 covers the truth p only as far as that is near.
+
+Baseline: one binomial on the effective sample size of all domains together (Wilson; Clopper-Pearson below 5 hits).
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from rich.progress import track
 
 from benchmarks.measure import markdown_table, write_result
 from caspi.config import Estimation
-from caspi.speech.alignment.sampling import Stratum, estimate_share
+from caspi.speech.alignment.sampling import Interval, Stratum, clopper_pearson, estimate_share, wilson
 from caspi.speech.seeds import seeded_generator
 
 SETTINGS = Estimation()
@@ -66,6 +68,10 @@ class Coverage(NamedTuple):
     truth_held: float
     truth_below_upper: float
     mean_width: float
+    pooled_held: float
+    """The flagged share inside the baseline's interval, and below its upper end."""
+    pooled_below_upper: float
+    pooled_mean_width: float
 
 
 def main() -> None:
@@ -102,8 +108,14 @@ def coverage(design: Design, detector: str, num_draws: int, seed: int) -> Covera
     weights = np.array(design.sizes) / sum(design.sizes)
     truth, share = (100 * float(weights @ [domain.mean() for domain in kind]) for kind in (bad, flagged))
     draw = draw_items if design.utterances_per_group == 1 else draw_with_groups
-    intervals = [estimate_share(draw(design, flagged, rng), SETTINGS, number)[:3] for number in range(num_draws)]
+    intervals, pooled = [], []
+    for number in range(num_draws):
+        strata = draw(design, flagged, rng)
+        interval = estimate_share(strata, SETTINGS, number)
+        intervals.append(interval[:3])
+        pooled.append(pooled_limits(strata, interval))
     point, lower, upper = np.array(intervals).T
+    pooled_lower, pooled_upper = np.array(pooled).T
     return Coverage(
         design=design.name,
         detector=detector,
@@ -115,7 +127,20 @@ def coverage(design: Design, detector: str, num_draws: int, seed: int) -> Covera
         truth_held=float(((lower <= truth) & (truth <= upper)).mean()),
         truth_below_upper=float((truth <= upper).mean()),
         mean_width=float((upper - lower).mean()),
+        pooled_held=float(((pooled_lower <= share) & (share <= pooled_upper)).mean()),
+        pooled_below_upper=float((share <= pooled_upper).mean()),
+        pooled_mean_width=float((pooled_upper - pooled_lower).mean()),
     )
+
+
+def pooled_limits(strata: Mapping[str, Stratum], interval: Interval) -> tuple[float, float]:
+    """The baseline's limits in percent."""
+    share, alpha = interval.point / 100, 1 - interval.level
+    if sum(int(stratum.hits.sum()) for stratum in strata.values()) < SETTINGS.korn_graubard_below:
+        lower, upper = clopper_pearson(share * interval.n_eff, interval.n_eff, alpha)
+    else:
+        lower, upper = wilson(share, interval.n_eff, alpha)
+    return 100 * min(lower, share), 100 * max(upper, share)
 
 
 def draw_items(design: Design, flagged: Sequence[NDArray[np.bool_]], rng: np.random.Generator) -> dict[str, Stratum]:
@@ -167,6 +192,9 @@ def coverage_table(rows: Sequence[Coverage]) -> str:
         "holds the bad share",
         "bad share below upper",
         "width",
+        "baseline holds the flagged share",
+        "below its upper",
+        "its width",
     ]
     lines = [
         [
@@ -180,6 +208,9 @@ def coverage_table(rows: Sequence[Coverage]) -> str:
             f"{row.truth_held:.3f}",
             f"{row.truth_below_upper:.3f}",
             f"{row.mean_width:.1f}",
+            f"{row.pooled_held:.3f}",
+            f"{row.pooled_below_upper:.3f}",
+            f"{row.pooled_mean_width:.1f}",
         ]
         for row in rows
     ]
