@@ -31,7 +31,9 @@ def prepare_and_audit(rows: list[CorpusRow], folder: Path) -> tuple[int, dict[st
     data, output = folder / "data", folder / "audit"
     assert main(["prepare", "--manifest", str(folder / "corpus.jsonl"), "--output", str(data)]) == 0
     flags = ["--manifest", str(data / "manifest.jsonl"), "--output", str(output), "--backend", "tts-dtw"]
-    code = main(["audit", *flags, "--sample-rate", "1.0", "--num-processes", "1", *NO_CONTROLS])
+    code = main(
+        ["audit", *flags, "--sample-rate", "1.0", "--num-processes", "1", "--embed-audio", "none", *NO_CONTROLS]
+    )
     quarantined = (data / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     report = json.loads((output / "alignment_report.json").read_text(encoding="utf-8"))
     return code, report, [json.loads(line) for line in quarantined]

@@ -210,10 +210,12 @@ def test_the_shipped_aligner_finds_words_and_tells_decoys_apart_on_sentences_tha
     assert found["separable_mass"] >= 0.5
 
 
-def audit_with_shipped_aligner(folder: Path, defects: float, seed: int) -> tuple[int, dict[str, Any]]:
+def audit_with_shipped_aligner(
+    folder: Path, defects: float, num_utterances: int, num_controls: int
+) -> tuple[int, dict[str, Any]]:
     """Exit code and report of `caspi audit` on clean speech of the words that the aligner knows."""
     plans = plan_audit_corpus(
-        120, defects, seed, domain_shares={"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8)
+        num_utterances, defects, 51, domain_shares={"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8)
     )
     rows = write_corpus(folder / "corpus", plans, num_processes=1)
     utterances = [
@@ -230,8 +232,9 @@ def audit_with_shipped_aligner(folder: Path, defects: float, seed: int) -> tuple
     write_jsonl(rows.parent / "manifest.jsonl", utterances)
     flags = ["--manifest", str(rows.parent / "manifest.jsonl"), "--output", str(folder / "audit")]
     flags += ["--backend", "qwen", "--aligner-model", str(tiny_aligner()), "--num-processes", "1"]
-    flags += ["--sample-rate", "1.0", "--calibration.num-self-test-sentences", "0"]
-    flags += ["--calibration.num-control-utterances", "20", "--calibration.num-dose-utterances", "0"]
+    flags += ["--embed-audio", "none", "--sample-rate", "1.0", "--calibration.num-self-test-sentences", "0"]
+    flags += ["--calibration.num-control-utterances", str(num_controls)]
+    flags += ["--calibration.num-dose-utterances", str(num_controls)]
     code = main(["audit", *flags])
     return code, json.loads((folder / "audit" / "alignment_report.json").read_text(encoding="utf-8"))
 
@@ -239,18 +242,26 @@ def audit_with_shipped_aligner(folder: Path, defects: float, seed: int) -> tuple
 @pytest.mark.espeak
 @pytest.mark.parametrize(
     ("defects", "code", "decisions"),
-    [(0.0, 0, ("PROCEED", "CAUTION")), (0.4, 1, ("STOP",))],
+    [pytest.param(0.0, 0, ("PROCEED", "CAUTION"), marks=pytest.mark.slow), (0.4, 1, ("STOP",))],
     ids=["nothing planted", "forty percent planted"],
 )
 def test_the_qwen_backend_gives_a_valid_audit_and_the_right_decision(
     defects: float, code: int, decisions: tuple[str, ...], tmp_path: Path
 ) -> None:
-    found, report = audit_with_shipped_aligner(tmp_path, defects, 51)
+    found, report = audit_with_shipped_aligner(tmp_path, defects, 60, 0)
     assert report["audit_valid"]
     assert report["provenance"]["backend"] == "qwen"
     assert (found, report["decision"] in decisions) == (code, True)
     assert report["calibration"]["separable_mass"] >= 0.5
     assert abs(report["low_quality_percentage"] - 100 * defects) <= 12
+
+
+@pytest.mark.slow
+@pytest.mark.espeak
+def test_good_data_get_proceed_from_the_qwen_backend_with_all_its_controls(tmp_path: Path) -> None:
+    code, report = audit_with_shipped_aligner(tmp_path, 0.0, 200, 60)
+    assert [check for check in report["calibration"]["checks"] if not check["passed"]] == []
+    assert (code, report["decision"], report["audit_status"]) == (0, "PROCEED", "valid")
 
 
 @pytest.mark.slow
