@@ -1,6 +1,7 @@
 """Synthetic corpora with a manifest as `prepare` would write it."""
 
 from pathlib import Path
+from typing import Any
 
 from caspi.records import SegmentTimes, Utterance, dump_json, read_jsonl, read_manifest, write_jsonl
 from caspi.speech.corpora.audio import probe_audio
@@ -8,12 +9,15 @@ from caspi.speech.synthetic.synth import Domain
 from caspi.speech.synthetic.synth_corpus import CorpusRow, SyntheticTruth, plan_audit_corpus, read_truth, write_corpus
 
 
-def write_audit_corpus(folder: Path, count: int, defects: float, seed: int, shares: dict[Domain, float]) -> Path:
+def write_audit_corpus(
+    folder: Path, count: int, defects: float, seed: int, shares: dict[Domain, float], **plan: Any
+) -> Path:
     """The manifest of `count` utterances, a share of them with planted defects; the truth lies beside it.
 
     Clips without a defect also carry the times of their two halves, as a corpus with Whisper's timestamps would.
+    `plan` goes to `plan_audit_corpus`.
     """
-    rows = write_corpus(folder, plan_audit_corpus(count, defects, seed, domain_shares=shares), num_processes=1)
+    rows = write_corpus(folder, plan_audit_corpus(count, defects, seed, domain_shares=shares, **plan), num_processes=1)
     truth = read_truth(folder)
     utterances = [
         Utterance(

@@ -98,8 +98,8 @@ def test_a_domain_large_enough_to_be_judged_has_its_own_confidence(count: int, i
     items = [(noisy if item.domain == "b" else clean)[number] for number, item in enumerate(clean)]
     thresholds = fit_thresholds(items, SETTINGS)
     for fold in (0, 1):
-        (slope,), intercept = thresholds.confidence[fold, "b"]
-        assert (abs(-intercept / slope - 1.5) < 0.1) == is_judged
+        curve = thresholds.confidence[fold, "b"]
+        assert (abs(-curve.intercept / curve.weights[0] - 1.5) < 0.1) == is_judged
         assert (thresholds.confidence[fold, "a"] != thresholds.confidence[fold, "b"]) == is_judged
 
 

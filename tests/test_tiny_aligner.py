@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from audit_corpora import write_audit_corpus
 from safetensors.torch import load_file
 
 from caspi.cli import main
@@ -27,11 +28,9 @@ from caspi.model.tiny_aligner_score import measure_set
 from caspi.model.tiny_aligner_score import test_sentences as spoken_test_sentences
 from caspi.model.tiny_models import build_tiny_aligner
 from caspi.model.training.batch import Encoder
-from caspi.records import Utterance, read_jsonl, sha256_of_file, write_jsonl
-from caspi.speech.corpora.audio import probe_audio
+from caspi.records import sha256_of_file
 from caspi.speech.synthetic.spliced import SplicedClip, WordBank
 from caspi.speech.synthetic.synth import SyntheticUtterance, lexicon
-from caspi.speech.synthetic.synth_corpus import CorpusRow, plan_audit_corpus, write_corpus
 
 HEBREW, SPEECH = Language(), SyntheticSpeech()
 SHORT = TinyAligner(
@@ -151,7 +150,7 @@ def test_the_boundary_loss_is_least_where_the_head_is_right_and_flat_for_words_t
         logits[name] = torch.cat([(-(classes - place).square() / 2).clamp(min=-20).repeat(2, 1), flat])
     found = {}
     for name, values in logits.items():
-        model.score = torch.nn.Identity()
+        model.score = torch.nn.Identity()  # type: ignore[assignment]
         present, absent = losses.boundaries(values, [lesson(26, [5, 5, np.nan, np.nan])])
         found[name] = present.item(), absent.item()
     bell = np.exp(-(np.arange(-2, 3) ** 2) / 2)
@@ -214,23 +213,10 @@ def audit_with_shipped_aligner(
     folder: Path, defects: float, num_utterances: int, num_controls: int
 ) -> tuple[int, dict[str, Any]]:
     """Exit code and report of `caspi audit` on clean speech of the words that the aligner knows."""
-    plans = plan_audit_corpus(
-        num_utterances, defects, 51, domain_shares={"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8)
+    manifest = write_audit_corpus(
+        folder / "corpus", num_utterances, defects, 51, {"kan_clean": 1.0}, vocabulary_size=40, num_words=(4, 8)
     )
-    rows = write_corpus(folder / "corpus", plans, num_processes=1)
-    utterances = [
-        Utterance(
-            id=row.id,
-            audio_filepath=row.audio_filepath,
-            text=row.text,
-            duration=probe_audio(rows.parent / row.audio_filepath).duration_seconds,
-            domain=row.domain,
-            group_id=row.group_id,
-        )
-        for row in read_jsonl(rows, CorpusRow)
-    ]
-    write_jsonl(rows.parent / "manifest.jsonl", utterances)
-    flags = ["--manifest", str(rows.parent / "manifest.jsonl"), "--output", str(folder / "audit")]
+    flags = ["--manifest", str(manifest), "--output", str(folder / "audit")]
     flags += ["--backend", "qwen", "--aligner-model", str(tiny_aligner()), "--num-processes", "1"]
     flags += ["--embed-audio", "none", "--sample-rate", "1.0", "--calibration.num-self-test-sentences", "0"]
     flags += ["--calibration.num-control-utterances", str(num_controls)]
