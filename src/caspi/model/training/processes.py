@@ -3,12 +3,13 @@
 import os
 import signal
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
 
-from caspi.config import Train
+if TYPE_CHECKING:
+    from caspi.config import Train
 
 Thing = TypeVar("Thing")
 
@@ -26,7 +27,7 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
-def check_processes(config: Train) -> None:
+def check_processes(config: "Train") -> None:
     """
     Raises:
         ValueError: another number of processes is running than the recipe asks for, or sharding cannot do it.
