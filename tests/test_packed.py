@@ -96,6 +96,28 @@ def first_clips(trainer: StageTrainer) -> StepBatch:
     return trainer.run.parts.collator()([dataset[(3, index)] for index in range(6)])
 
 
+@pytest.mark.parametrize("span_index", [0, 1], ids=["B", "A"])
+def test_the_shares_of_two_ranks_add_up_to_the_padded_step_of_one(
+    recipe: Recipe, tmp_path: Path, span_index: int
+) -> None:
+    packed = build_trainer(recipe, tmp_path, span_index)
+    padded = build_trainer(recipe, tmp_path, span_index, step="padded")
+    whole = first_clips(padded)
+    expected, theirs = gradients(padded, whole)
+    model, clips = packed.run.model, [packed.run.dataset()[(0, index)] for index in range(6)]
+    loss, ours = 0.0, {name: torch.zeros_like(gradient) for name, gradient in theirs.items()}
+    for share in balance([packed.run.utterances[index].duration for index in range(6)], 2):
+        model.zero_grad()
+        step = packed.run.parts.collator()([clips[index] for index in share])
+        loss += float(packed.training_step(model, step, torch.tensor(whole.num_target_tokens)))
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                ours[name] += parameter.grad
+    assert loss == pytest.approx(expected, rel=RELATIVE)
+    gaps = relative_gaps(ours, theirs)
+    assert max(gaps.values()) < RELATIVE, max(gaps, key=lambda name: gaps[name])
+
+
 def test_a_share_without_utterances_carries_no_loss_and_no_gradient(recipe: Recipe, tmp_path: Path) -> None:
     trainer = build_trainer(recipe, tmp_path, 1, 6)
     empty = trainer.run.parts.collator()([])
