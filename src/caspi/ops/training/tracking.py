@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -180,7 +181,7 @@ def open_trackers(config: Train, run_id: str, content: dict[str, Any]) -> list["
     return found
 
 
-class Reporter(TrainerCallback):
+class Reporter(TrainerCallback, ABC):
     """One run of a tracker for all stages and restarts; given up with a warning as soon as the tracker fails."""
 
     name: str
@@ -199,11 +200,13 @@ class Reporter(TrainerCallback):
         """Where the run can be looked at; None while it is nowhere but here."""
         return None
 
+    @abstractmethod
     def send(self, run: Any, entry: dict[str, Any], step: int) -> None:
-        raise NotImplementedError
+        """One line of figures."""
 
+    @abstractmethod
     def finish(self, exit_code: int) -> None:
-        raise NotImplementedError
+        """The run has ended, for now or for good."""
 
     def try_to(self, act: Callable[[Any], Any]) -> None:
         """After the first failure there is no tracker any more, and the run goes on."""
