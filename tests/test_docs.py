@@ -40,6 +40,7 @@ NOT_RUN = {
     r"caspi audit --labels .*": "needs labels that a listener exported; tests/test_audit_page.py runs the whole review",
     r"caspi audit --gold .*": "needs clips labelled elsewhere; tests/test_references.py has them",
     r"wandb sync.*": "uploads",
+    r"python -m benchmarks\.gpu .*": "needs a GPU; tests/test_benchmarks.py rehearses it on a tiny model",
 }
 """Commands that only the parser sees, and why."""
 EXIT_CODES = {"check": (0, 1), "gate": (0, 1), "compare": (0, 1), "watch": (0, 1), "audit": (0, 1)}
